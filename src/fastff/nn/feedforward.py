@@ -1,0 +1,70 @@
+"""The dense feedforward layer, the baseline that every other layer is compared with."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastff.nn.layer import FeedForwardLayer, new_parameter, probability, uniform_, whole_number
+from fastff.ops import activate
+
+
+class FeedForward(FeedForwardLayer):
+    """y = dropout(activation(x w1^T + b1)) w2 + b2, every neuron for every token.
+
+    Args:
+        in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).
+        width: hidden neurons.
+        activation: a key of `fastff.ops.ACTIVATIONS`.
+        dropout: probability in [0, 1) with which a hidden neuron is left out in training.
+        device, dtype: of the parameters.
+
+    Parameters: w1 (width, in), b1 (width,), w2 (width, out), b2 (out,): one row a neuron in both matrices, initialised
+    uniform(+-1/sqrt(fan in)) as nn.Linear.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | None = None,
+        *,
+        width: int,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(in_features, out_features, activation)
+        self.width = whole_number("width", width, 1)
+        self.dropout = probability("dropout", dropout)
+        I, W, O = self.in_features, self.width, self.out_features
+        self.w1 = new_parameter(W, I, device=device, dtype=dtype)
+        self.b1 = new_parameter(W, device=device, dtype=dtype)
+        self.w2 = new_parameter(W, O, device=device, dtype=dtype)
+        self.b2 = new_parameter(O, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise anew."""
+        for p in (self.w1, self.b1):
+            uniform_(p, self.in_features)
+        for p in (self.w2, self.b2):
+            uniform_(p, self.width)
+
+    @property
+    def training_width(self) -> int:
+        return self.width
+
+    @property
+    def inference_width(self) -> int:
+        return self.width
+
+    def forward_tokens(self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        hidden = activate(F.linear(x, w1, b1), self.activation)
+        return F.linear(F.dropout(hidden, self.dropout, self.training), w2.T, b2)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, width={self.width}, activation={self.activation!r}"

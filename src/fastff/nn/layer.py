@@ -1,0 +1,104 @@
+"""What all feedforward layers share: the check of arguments and input, and the handling of autocast and shapes."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastff.ops import ACTIVATIONS
+
+
+def whole_number(name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an int, or raise a TypeError or ValueError that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
+def probability(name: str, value: Any) -> float:
+    """Return `value` as a float in [0, 1), or raise a TypeError or ValueError that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+    return float(value)
+
+
+def one_of(name: str, value: Any, choices: Any) -> Any:
+    """Return `value`, or raise a ValueError that names the argument and the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    return value
+
+
+def new_parameter(*shape: int, device: Any, dtype: Any) -> nn.Parameter:
+    """An uninitialised parameter; `reset_parameters` of the layer fills it."""
+    return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+
+def uniform_(parameter: Tensor, fan: int) -> None:
+    """Fill with uniform(+-1/sqrt(fan)), the initialisation of both papers."""
+    bound = 1 / math.sqrt(max(1, fan))
+    nn.init.uniform_(parameter, -bound, bound)
+
+
+class FeedForwardLayer(nn.Module):
+    """Base of the layers: (..., in_features) -> (..., out_features) through `forward_tokens` on (T, in_features).
+
+    Subclasses give `training_width` and `inference_width`, the neurons of a token in training and in inference.
+    """
+
+    def __init__(self, in_features: int, out_features: int | None, activation: str) -> None:
+        super().__init__()
+        self.in_features = whole_number("in_features", in_features, 1)
+        self.out_features = whole_number("out_features", in_features if out_features is None else out_features, 1)
+        self.activation = one_of("activation", activation, ACTIVATIONS)
+
+    @property
+    def training_width(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def inference_width(self) -> int:
+        raise NotImplementedError
+
+    def forward_tokens(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """The layer on (T, in_features); `parameters` are those of `self.parameters()` in the dtype of `x`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to each vector of the last dimension.
+
+        Args:
+            x: (..., in_features), any leading shape, also empty; floating point, of the parameters' dtype unless
+                autocast is on.
+
+        Returns:
+            (..., out_features).
+
+        Raises:
+            TypeError: `x` is not a floating-point tensor, or has another dtype than the parameters.
+            ValueError: the last dimension is not in_features.
+        """
+        self._check_input(x)
+        parameters = dict(self.named_parameters(recurse=False))
+        device_type = x.device.type
+        if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device_type)
+            x, parameters = x.to(dtype), {name: p.to(dtype) for name, p in parameters.items()}
+        with torch.autocast(device_type, enabled=False):  # everything is in one dtype now
+            y = self.forward_tokens(x.reshape(-1, self.in_features), **parameters)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating-point tensor, got {what}")
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have {self.in_features} features in its last dimension, got shape {tuple(x.shape)}")
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must have the dtype of the parameters, {dtype}, or autocast be on; got {x.dtype}")

@@ -1,0 +1,145 @@
+"""The noisy top-k mixture of experts (Shazeer et al. 2017), the baseline of P1."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastff.nn.layer import new_parameter, probability, uniform_, whole_number
+from fastff.nn.routed import RoutedLayer
+from fastff.nn.routing import ExpertRouting
+from fastff.ops import indexed_feedforward
+
+
+class MoE(RoutedLayer):
+    """Mixture of experts with noisy top-k gating ("Outrageously Large Neural Networks", section 2.1, appendix A).
+
+    H(x) = x gate_weight^T + normal() * softplus(x noise_weight^T); the top_k largest are kept, softmax over them gives
+    the gates; only the chosen experts run, in training too. No noise in inference. Add `importance` and `load` of
+    `fastff.auxiliary_loss` while training (P1 uses 0.1 for both).
+
+    Args:
+        in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).
+        experts: E.
+        expert_width: hidden neurons of an expert.
+        top_k: experts a token, at most `experts`.
+        activation: of the experts, a key of `fastff.ops.ACTIVATIONS`.
+        dropout: probability in [0, 1) with which an expert's hidden neuron is left out in training.
+        device, dtype: of the parameters.
+
+    Parameters: gate_weight (E, in) and noise_weight (E, in), 0 at first so that the load starts even (appendix A);
+    expert_w1 (E, W, in), expert_b1 (E, W), expert_w2 (E, W, out), expert_b2 (E, out), as the leaves of `FFF`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | None = None,
+        *,
+        experts: int,
+        expert_width: int,
+        top_k: int = 2,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(in_features, out_features, activation)
+        self.experts = whole_number("experts", experts, 1)
+        self.expert_width = whole_number("expert_width", expert_width, 1)
+        self.top_k = whole_number("top_k", top_k, 1)
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k must be at most experts = {experts}, got {top_k}")
+        self.dropout = probability("dropout", dropout)
+        E, W, I, O = self.experts, self.expert_width, self.in_features, self.out_features
+        shapes = {
+            "gate_weight": (E, I),
+            "noise_weight": (E, I),
+            "expert_w1": (E, W, I),
+            "expert_b1": (E, W),
+            "expert_w2": (E, W, O),
+            "expert_b2": (E, O),
+        }
+        for name, shape in shapes.items():
+            self.register_parameter(name, new_parameter(*shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise anew."""
+        with torch.no_grad():
+            self.gate_weight.zero_()
+            self.noise_weight.zero_()
+        for p, fan in (
+            (self.expert_w1, self.in_features),
+            (self.expert_b1, self.in_features),
+            (self.expert_w2, self.expert_width),
+            (self.expert_b2, self.expert_width),
+        ):
+            uniform_(p, fan)
+
+    @property
+    def training_width(self) -> int:
+        """Neurons of all experts: experts * expert_width."""
+        return self.experts * self.expert_width
+
+    @property
+    def inference_width(self) -> int:
+        """Neurons that one token runs: one gate an expert, which grows linearly, and top_k * expert_width."""
+        return self.experts + self.top_k * self.expert_width
+
+    def forward_tokens(
+        self,
+        x: Tensor,
+        gate_weight: Tensor,
+        noise_weight: Tensor,
+        expert_w1: Tensor,
+        expert_b1: Tensor,
+        expert_w2: Tensor,
+        expert_b2: Tensor,
+    ) -> Tensor:
+        clean_TE = F.linear(x, gate_weight)
+        scale_TE = F.softplus(F.linear(x, noise_weight))
+        noisy_TE = clean_TE + torch.randn_like(clean_TE) * scale_TE if self.training else clean_TE
+        best, chosen = noisy_TE.topk(self.top_k, dim=-1)
+        gate_Tk = best.softmax(-1)
+        gates_TE = torch.zeros_like(noisy_TE).scatter(1, chosen, gate_Tk)
+        load_TE = gates_TE > 0
+        if self.training and self.top_k < self.experts:
+            load_TE = _chance_to_be_chosen(clean_TE.float(), noisy_TE.float(), scale_TE.float(), self.top_k)
+        self._remember(chosen, gates_TE.float().sum(0), load_TE.float().sum(0))
+        return indexed_feedforward(
+            x,
+            chosen,
+            expert_w1,
+            expert_b1,
+            expert_w2,
+            expert_b2,
+            activation=self.activation,
+            gate=gate_Tk,
+            dropout=self.dropout if self.training else 0.0,
+        )
+
+    def _routing(self, chosen: Tensor, importance: Tensor, load: Tensor) -> ExpertRouting:
+        return ExpertRouting(chosen, self.experts, importance, load)
+
+    def block_counts(self) -> dict[str, Tensor]:
+        counts = self.routing.leaf_counts[0]
+        return {name: counts for name, _ in self.named_parameters() if name.startswith("expert")}
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, experts={self.experts}, expert_width={self.expert_width}, "
+            f"top_k={self.top_k}, activation={self.activation!r}"
+        )
+
+
+def _chance_to_be_chosen(clean_TE: Tensor, noisy_TE: Tensor, scale_TE: Tensor, top_k: int) -> Tensor:
+    """P(x, i) of appendix A: the chance that expert i stays among the top_k if only its own noise is drawn again."""
+    best = noisy_TE.topk(top_k + 1, dim=-1).values
+    among = noisy_TE >= best[:, top_k - 1, None]
+    threshold = torch.where(among, best[:, top_k, None], best[:, top_k - 1, None])  # kth largest of the others
+    return torch.special.ndtr((clean_TE - threshold) / scale_TE.clamp_min(1e-6))

@@ -1,0 +1,166 @@
+"""The recommended tree layer: nodes decide and contribute, leaves compute, hard from the first step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastff.nn.layer import new_parameter, one_of, uniform_, whole_number
+from fastff.nn.routed import TreeLayer
+from fastff.nn.routing import TreeRouting
+from fastff.ops import GRADIENTS, Leaves, Path, tree_feedforward
+
+LEAF_PARAMETERS = ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")
+
+
+class TreeFeedForward(TreeLayer):
+    """Sum of K trees whose nodes decide and contribute and whose leaves are feedforward networks.
+
+    The same hard function in training and inference, so nothing is lost by hardening; the decisions learn by the
+    straight-through gradient (`fastff.ops.tree_feedforward`), at a cost of the order of the path in training too.
+    For the full recipe call `fastff.initialise_from_data` before training, add a `balance` loss while training, and
+    `fastff.merge_base` after it.
+
+    Args:
+        in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).
+        depth: levels of nodes, 0 or more; 2^depth leaves a tree.
+        leaf_width: hidden neurons of a leaf.
+        trees: K.
+        activation: a key of `fastff.ops.ACTIVATIONS`, of the leaves and of one-sided nodes.
+        gradient: of the decisions: "exact" (straight-through; depth + 1 leaves a token and tree in training),
+            "sampled" (one level a token at random, times depth: unbiased; 2 leaves), "chosen" (without the side not
+            taken; 1 leaf), "none".
+        two_sided: a node has two output rows and adds relu(z) times the right or relu(-z) times the left; otherwise one
+            row, and adds activation(z) times it. The executed cost is the same.
+        shared_base: in training a leaf is base + offset, with one base for all leaves of a tree, so that what one
+            leaf learns serves its neighbours. `merge_base` adds the base in, after which it costs nothing.
+        device, dtype: of the parameters.
+
+    Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, S = 2 if two_sided else 1): node_weight (K, N, in),
+    node_bias (K, N), node_out (K, N, S, out), leaf_w1 (K, L, W, in), leaf_b1 (K, L, W), leaf_w2 (K, L, W, out),
+    leaf_b2 (K, L, out), and with shared_base for each of the last four a base_... with 1 in place of L, the leaf's own
+    then being an offset that starts at 0. Initialised uniform(+-1/sqrt(in)), what leads to the output
+    uniform(+-1/sqrt(K * (depth + W))), as a dense layer of the executed width.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | None = None,
+        *,
+        depth: int,
+        leaf_width: int,
+        trees: int = 1,
+        activation: str = "gelu",
+        gradient: str = "exact",
+        two_sided: bool = True,
+        shared_base: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(in_features, out_features, activation)
+        self.depth = whole_number("depth", depth, 0)
+        self.leaf_width = whole_number("leaf_width", leaf_width, 1)
+        self.trees = whole_number("trees", trees, 1)
+        self.gradient = one_of("gradient", gradient, GRADIENTS)
+        self.two_sided = one_of("two_sided", two_sided, (True, False))
+        self.shared_base = one_of("shared_base", shared_base, (True, False))
+        K, N, L, W, S = self.trees, 2**self.depth - 1, 2**self.depth, self.leaf_width, 2 if two_sided else 1
+        I, O = self.in_features, self.out_features
+        shapes: dict[str, tuple[int, ...]] = {
+            "node_weight": (K, N, I),
+            "node_bias": (K, N),
+            "node_out": (K, N, S, O),
+            "leaf_w1": (K, L, W, I),
+            "leaf_b1": (K, L, W),
+            "leaf_w2": (K, L, W, O),
+            "leaf_b2": (K, L, O),
+        }
+        if shared_base:
+            shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS}
+        for name, shape in shapes.items():
+            self.register_parameter(name, new_parameter(*shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise anew."""
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if self.shared_base and name in LEAF_PARAMETERS:
+                    p.zero_()
+                else:
+                    uniform_(p, self.inference_width if name.endswith(("out", "w2", "b2")) else self.in_features)
+
+    @property
+    def training_width(self) -> int:
+        """Neurons of all trees, nodes and leaves: trees * (2^depth - 1 + 2^depth * leaf_width)."""
+        return self.trees * (2**self.depth - 1 + 2**self.depth * self.leaf_width)
+
+    @property
+    def inference_width(self) -> int:
+        """Neurons that one token runs: trees * (depth + leaf_width)."""
+        return self.trees * (self.depth + self.leaf_width)
+
+    def merge_base(self) -> None:
+        """Add the shared base to the leaves, in place, and drop it: the same function, fewer parameters."""
+        if not self.shared_base:
+            return
+        with torch.no_grad():
+            for name in LEAF_PARAMETERS:
+                getattr(self, name).add_(getattr(self, _base(name)))
+                delattr(self, _base(name))
+        self.shared_base = False
+
+    def forward_tokens(
+        self, x: Tensor, node_weight: Tensor, node_bias: Tensor, node_out: Tensor, **leaf: Tensor
+    ) -> Tensor:
+        if self.shared_base:
+            leaf = {name: leaf[name] + leaf[_base(name)] for name in LEAF_PARAMETERS}
+        y, path = tree_feedforward(
+            x,
+            node_weight,
+            node_bias,
+            node_out,
+            Leaves(*(leaf[name] for name in LEAF_PARAMETERS)),
+            activation=self.activation,
+            gradient=self.gradient,
+        )
+        self._remember(*path)
+        return y
+
+    def _routing(self, logits: Tensor, nodes: Tensor, leaf: Tensor) -> TreeRouting:
+        return TreeRouting(*Path(logits, nodes, leaf), 2**self.depth - 1, 2**self.depth, soft=False)
+
+    def decisions(self) -> tuple[Tensor, Tensor]:
+        return self.node_weight, self.node_bias
+
+    def block_counts(self) -> dict[str, Tensor]:
+        routing = self.routing
+        nodes, leaves = routing.path_counts, routing.leaf_counts
+        return {
+            name: nodes if name.startswith("node") else leaves
+            for name, _ in self.named_parameters()
+            if not name.startswith("base")
+        }
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, depth={self.depth}, leaf_width={self.leaf_width}, "
+            f"trees={self.trees}, activation={self.activation!r}, gradient={self.gradient!r}, "
+            f"two_sided={self.two_sided}, shared_base={self.shared_base}"
+        )
+
+
+def merge_base(model: nn.Module) -> nn.Module:
+    """Call `merge_base` of every `TreeFeedForward` in `model`, in place; returns `model`."""
+    for module in model.modules():
+        if isinstance(module, TreeFeedForward):
+            module.merge_base()
+    return model
+
+
+def _base(name: str) -> str:
+    return name.replace("leaf", "base")

@@ -1,0 +1,93 @@
+"""The fast feedforward layer of P2 (UltraFastBERT): every neuron decides and computes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastff.nn.layer import new_parameter, uniform_, whole_number
+from fastff.nn.routed import TreeLayer
+from fastff.nn.routing import TreeRouting
+from fastff.ops import tree_feedforward
+
+
+class UltraFFF(TreeLayer):
+    """Tree of neurons (Belcak & Wattenhofer, "Exponentially Faster Language Modelling", 2023).
+
+    From the root of each of K trees, on each of depth + 1 levels, v = w_in[n] . x + b_in[n]; the output gains
+    activation(v) * w_out[n]; the way goes right where v >= 0. The same function in training and inference; no gradient
+    flows through the decisions, as in the paper.
+
+    Args:
+        in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).
+        depth: P1's depth, 0 or more: a tree has 2^(depth + 1) - 1 neurons, a token runs depth + 1 of each.
+        trees: K, whose outputs are summed. P2's "KxD" is trees=K, depth=D; 3072x0 is a dense layer without second bias.
+        activation: a key of `fastff.ops.ACTIVATIONS`.
+        device, dtype: of the parameters.
+
+    Parameters: w_in (K, N, in), b_in (K, N), w_out (K, N, out), N = 2^(depth + 1) - 1; initialised
+    uniform(+-1/sqrt(in)), w_out uniform(+-1/sqrt(K * (depth + 1))).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | None = None,
+        *,
+        depth: int,
+        trees: int = 1,
+        activation: str = "gelu",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(in_features, out_features, activation)
+        self.depth = whole_number("depth", depth, 0)
+        self.trees = whole_number("trees", trees, 1)
+        K, N = self.trees, 2 ** (self.depth + 1) - 1
+        self.w_in = new_parameter(K, N, self.in_features, device=device, dtype=dtype)
+        self.b_in = new_parameter(K, N, device=device, dtype=dtype)
+        self.w_out = new_parameter(K, N, self.out_features, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise anew."""
+        uniform_(self.w_in, self.in_features)
+        uniform_(self.b_in, self.in_features)
+        uniform_(self.w_out, self.inference_width)
+
+    @property
+    def training_width(self) -> int:
+        """Neurons of all trees: trees * (2^(depth + 1) - 1)."""
+        return self.trees * (2 ** (self.depth + 1) - 1)
+
+    @property
+    def inference_width(self) -> int:
+        """Neurons that one token runs: trees * (depth + 1)."""
+        return self.trees * (self.depth + 1)
+
+    def forward_tokens(self, x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor) -> Tensor:
+        y, path = tree_feedforward(x, w_in, b_in, w_out.unsqueeze(2), activation=self.activation, gradient="none")
+        self._remember(path.logits, path.nodes)
+        return y
+
+    def _routing(self, logits: Tensor, nodes: Tensor) -> TreeRouting:
+        """The neurons of the last level are the leaves; what they decide leads nowhere."""
+        inner = 2**self.depth - 1
+        return TreeRouting(logits[..., :-1], nodes[..., :-1], nodes[..., -1] - inner, inner, inner + 1, soft=False)
+
+    def decisions(self) -> tuple[Tensor, Tensor]:
+        inner = 2**self.depth - 1
+        return self.w_in[:, :inner], self.b_in[:, :inner]
+
+    def block_counts(self) -> dict[str, Tensor]:
+        counts = torch.cat([self.routing.path_counts, self.routing.leaf_counts], dim=1)
+        return {name: counts for name, _ in self.named_parameters()}
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, depth={self.depth}, trees={self.trees}, "
+            f"activation={self.activation!r}"
+        )
