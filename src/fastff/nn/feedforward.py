@@ -62,6 +62,9 @@ class FeedForward(FeedForwardLayer):
     def inference_width(self) -> int:
         return self.width
 
+    def multiply_adds(self, *, training: bool) -> int:
+        return self.width * (self.in_features + self.out_features)
+
     def forward_tokens(self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         hidden = activate(F.linear(x, w1, b1), self.activation)
         return F.linear(F.dropout(hidden, self.dropout, self.training), w2.T, b2)

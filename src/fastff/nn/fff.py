@@ -101,6 +101,12 @@ class FFF(TreeLayer):
         """Neurons that one token runs: depth + leaf_width + master_width."""
         return self.depth + self.leaf_width + self.master_width
 
+    def multiply_adds(self, *, training: bool) -> int:
+        """In training soft: every node and every leaf."""
+        nodes, leaves = (2**self.depth - 1, 2**self.depth) if training and not self.harden else (self.depth, 1)
+        neurons = leaves * self.leaf_width + self.master_width
+        return nodes * self.in_features + neurons * (self.in_features + self.out_features)
+
     @property
     def is_hard(self) -> bool:
         """Whether a forward now would route hard."""

@@ -57,7 +57,12 @@ def initialise_from_data(model: nn.Module, batches: Iterable[Any], *, samples: i
 def _layers_in_order(model: nn.Module, batch: Any) -> list[tuple[str, TreeLayer]]:
     layers = {module: name for name, module in model.named_modules() if isinstance(module, TreeLayer)}
     order: dict[TreeLayer, str] = {}
-    hooks = [m.register_forward_pre_hook(lambda m, _: order.setdefault(m, layers[m]) and None) for m in layers]
+
+    def note(layer: nn.Module, _: Any) -> None:
+        assert isinstance(layer, TreeLayer)
+        order.setdefault(layer, layers[layer])
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         _call(model, batch)
     finally:

@@ -65,6 +65,10 @@ class FeedForwardLayer(nn.Module):
     def inference_width(self) -> int:
         raise NotImplementedError
 
+    def multiply_adds(self, *, training: bool) -> int:
+        """Multiply-adds of one token's forward: products of an input or hidden value with a weight, biases left out."""
+        raise NotImplementedError
+
     def forward_tokens(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """The layer on (T, in_features); `parameters` are those of `self.parameters()` in the dtype of `x`."""
         raise NotImplementedError

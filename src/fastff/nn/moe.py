@@ -91,6 +91,11 @@ class MoE(RoutedLayer):
         """Neurons that one token runs: one gate an expert, which grows linearly, and top_k * expert_width."""
         return self.experts + self.top_k * self.expert_width
 
+    def multiply_adds(self, *, training: bool) -> int:
+        """The gates, in training with those of the noise, and the chosen experts."""
+        gates = self.experts * (2 if training else 1)
+        return gates * self.in_features + self.top_k * self.expert_width * (self.in_features + self.out_features)
+
     def forward_tokens(
         self,
         x: Tensor,

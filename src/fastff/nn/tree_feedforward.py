@@ -104,6 +104,13 @@ class TreeFeedForward(TreeLayer):
         """Neurons that one token runs: trees * (depth + leaf_width)."""
         return self.trees * (self.depth + self.leaf_width)
 
+    def multiply_adds(self, *, training: bool) -> int:
+        """In training with the other sides that the gradient of the decisions follows (the mean, if sampled)."""
+        D, W = self.depth, self.leaf_width
+        other_nodes, other_leaves = {"exact": (D * (D - 1) / 2, D), "sampled": ((D - 1) / 2, 1)}.get(self.gradient, (0, 0))
+        neurons = D + W + (other_nodes + other_leaves * W if training and D else 0)
+        return round(self.trees * neurons * (self.in_features + self.out_features))
+
     def merge_base(self) -> None:
         """Add the shared base to the leaves, in place, and drop it: the same function, fewer parameters."""
         if not self.shared_base:

@@ -68,6 +68,9 @@ class UltraFFF(TreeLayer):
         """Neurons that one token runs: trees * (depth + 1)."""
         return self.trees * (self.depth + 1)
 
+    def multiply_adds(self, *, training: bool) -> int:
+        return self.inference_width * (self.in_features + self.out_features)
+
     def forward_tokens(self, x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor) -> Tensor:
         y, path = tree_feedforward(x, w_in, b_in, w_out.unsqueeze(2), activation=self.activation, gradient="none")
         self._remember(path.logits, path.nodes)

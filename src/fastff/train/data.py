@@ -91,9 +91,9 @@ def load_data(
     columns to choose), a local folder or .parquet, .csv, .json or .jsonl file, or a hub id.
 
     Columns: the input is the only image column, else one called image, img, pixel_values, features or x that holds
-    images or lists of numbers, else all numeric columns but the label. The label is called label, labels, target, y
-    or fine_label; it holds class numbers or names. Without a ClassLabel type, the training split says which classes
-    there are.
+    images or lists of numbers, else all numeric columns but the label (what else a CSV file has is left out; in other
+    files, which may be meant for text, it is an error). The label is called label, labels, target, y or fine_label;
+    it holds class numbers or names. Without a ClassLabel type, the training split says which classes there are.
 
     Splits: the last `validation` samples of the training split (an int: samples; a float in (0, 1): their share; by
     default 10 %, at most 5,000) become the validation split; only where `validation` is None and the data has both a
@@ -172,30 +172,39 @@ def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
 
 
 def _load(name: str, input_column: str | None, label_column: str | None) -> tuple[dict[str, Split], tuple[str, ...]]:
-    tables, place = _open(name)
+    """The splits that the data has, decoded and checked, and the class names."""
+    found, place = _open(name)
+    tables = {split: found[split] for split in _SPLITS if split in found}
     if "train" not in tables:
-        raise DataError(f"data {name!r}: no training split; its splits are {', '.join(tables)}")
-    tables = {split: tables[split] for split in _SPLITS if split in tables}
+        raise DataError(f"data {name!r}: no training split; its splits are {', '.join(found)}")
+    columns, label = _columns(name, tables["train"], input_column, label_column)
     for split, table in tables.items():
         if not len(table):
             raise DataError(f"data {name!r}: split {split!r} is empty")
-    label = _label_column(name, tables["train"], label_column)
-    columns = _input_columns(name, tables["train"], input_column, label)
-    for split, table in tables.items():
         if missing := {label, *columns} - set(table.column_names):
             raise DataError(f"data {name!r}: split {split!r} has no column {', '.join(sorted(missing))}")
     images = _is_image(tables["train"].features[columns[0]])
-    if not images or sum(map(len, tables.values())) <= _CACHE_ABOVE:
-        return _read(name, tables, columns, label, images)
-    # A fingerprint of datasets covers the files' paths and times, or the hub's commit.
-    key = [_CACHE_FORMAT, place, columns, label, {split: table._fingerprint for split, table in tables.items()}]
-    folder = Path(os.environ.get("FASTFF_CACHE", "~/.cache/fastff")).expanduser() / "data"
-    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
-    cached = _from_cache(path, tables)
-    if cached is None:
-        cached = _read(name, tables, columns, label, images)
-        _to_cache(path, *cached)
-    return cached
+    path = None
+    if images and sum(map(len, tables.values())) > _CACHE_ABOVE:
+        # A fingerprint of datasets covers the files' paths and times, or the hub's commit.
+        key = [_CACHE_FORMAT, place, columns, label, {split: table._fingerprint for split, table in tables.items()}]
+        folder = Path(os.environ.get("FASTFF_CACHE", "~/.cache/fastff")).expanduser() / "data"
+        path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
+        if (cached := _from_cache(path, tables)) is not None:
+            return cached
+    labels, class_names = _labels(name, tables, label)
+    splits: dict[str, Split] = {}
+    for split, table in tables.items():
+        like = splits["train"].inputs if splits else None
+        where = f"data {name!r}, split {split!r}"
+        inputs = _images(table, columns[0], like, where) if images else _vectors(table, columns, where)
+        if like is not None and inputs.shape[1:] != like.shape[1:]:
+            shapes = f"{tuple(inputs.shape[1:])}; those of the training split {tuple(like.shape[1:])}"
+            raise DataError(f"{where}, row 0: samples have the shape {shapes}")
+        splits[split] = Split(inputs, labels[split])
+    if path is not None:
+        _to_cache(path, splits, class_names)
+    return splits, class_names
 
 
 def _open(name: str) -> tuple[dict[str, Any], str]:
@@ -215,7 +224,8 @@ def _open(name: str) -> tuple[dict[str, Any], str]:
             return datasets.load_dataset(_BUILDERS[path.suffix], data_files=place), place
         return datasets.load_dataset(place), place
     except Exception as error:  # whatever datasets, a parser or the network raises, the name is what the user can mend
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise DataError(f"data {name!r}: cannot be loaded as a local path or a hub id: {reason}") from error
 
 
@@ -232,27 +242,145 @@ def _is_number(kind: Any) -> bool:
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
 
 
-def _label_column(name: str, table: Any, wanted: str | None) -> str:
-    found = [column for column in ([wanted] if wanted else _LABEL_NAMES) if column in table.column_names]
-    if not found:
-        expected = f"label_column {wanted!r} is" if wanted else f"no label column: none of {', '.join(_LABEL_NAMES)} is"
-        raise DataError(f"data {name!r}: {expected} not among its columns {', '.join(table.column_names)}")
-    return found[0]
+def _columns(name: str, table: Any, input_column: str | None, label_column: str | None) -> tuple[list[str], str]:
+    """The input columns and the label column: those asked for, or those that `load_data` describes."""
+    import datasets
 
-
-def _input_columns(name: str, table: Any, wanted: str | None, label: str) -> list[str]:
-    types = table.features.arrow_schema
-    others = [column for column in table.column_names if column != label]
-    numeric = [column for column in others if _is_number(types.field(column).type)]
-    pictures = [column for column in others if _is_image(table.features[column])]
-    if wanted:
-        found = [wanted] if wanted in others else []
-    elif len(pictures) == 1:
-        found = pictures
+    features, schema = table.features, table.features.arrow_schema
+    label = next((column for column in ([label_column] if label_column else _LABEL_NAMES) if column in features), None)
+    if label is None:
+        what = f"label_column {label_column!r}" if label_column else f"a label column ({', '.join(_LABEL_NAMES)})"
+        raise DataError(f"data {name!r}: {what} is not among its columns {', '.join(features)}")
+    others = [column for column in features if column != label]
+    images = [column for column in others if _is_image(features[column])]
+    nested = [c for c in _INPUT_NAMES if c in others and not isinstance(features[c], datasets.Value)]
+    if input_column:
+        found = [column for column in others if column == input_column]
+    elif len(images) == 1 or nested:
+        found = images if len(images) == 1 else nested[:1]
     else:
-        nested = [column for column in _INPUT_NAMES if column in others and hasattr(types.field(column).type, "fields")]
-        found = nested[:1] or ([] if pictures else numeric)
+        numeric = [column for column in others if _is_number(schema.field(column).type)]
+        found = numeric if table.builder_name == "csv" or numeric == others else []
     if not found:
-        what = f"input_column {wanted!r}" if wanted else "an image, vector or numeric column"
+        what = (
+            f"input_column {input_column!r}"
+            if input_column
+            else "one image or vector column, or numeric columns alone,"
+        )
         raise DataError(f"data {name!r}: {what} is not among its columns {', '.join(others)} (label: {label})")
-    return found
+    return found, label
+
+
+def _labels(name: str, tables: dict[str, Any], column: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    raw = {split: _arrow(table, column).to_pylist() for split, table in tables.items()}
+    usable = [v for v in raw["train"] if isinstance(v, str) or (isinstance(v, int | float) and v % 1 == 0)]
+    if not usable:
+        kind = tables["train"].features.arrow_schema.field(column).type
+        raise DataError(f"data {name!r}: label column {column!r} holds {kind}; expected whole numbers or strings")
+    by_name = isinstance(usable[0], str)
+    names = getattr(tables["train"].features[column], "names", None)
+    if names is None:
+        count = 0 if by_name else min(int(max(usable)) + 1, _MOST_CLASSES)
+        names = sorted(set(usable)) if by_name else [str(index) for index in range(count)]
+    numbers = {known: index for index, known in enumerate(names if by_name else range(len(names)))}
+    expected = "a name that the training split has" if by_name else f"a whole number from 0 to {len(names) - 1}"
+    for split, values in raw.items():
+        for row, value in enumerate(values):
+            if value not in numbers:
+                where = f"data {name!r}, split {split!r}, row {row}"
+                raise DataError(f"{where}: label {value!r} in column {column!r}; expected {expected}")
+    return {split: torch.tensor([numbers[value] for value in raw[split]]) for split in raw}, tuple(names)
+
+
+def _images(table: Any, column: str, like: Tensor | None, where: str) -> Tensor:
+    """(n, C, H, W) uint8: grey if `like`, or without it the first image, is; else RGB."""
+    import datasets
+    import numpy as np
+
+    grey = None if like is None else like.shape[1] == 1
+    rows = iter(table.select_columns(column).cast_column(column, datasets.Image()))
+    pixels: np.ndarray = np.empty(0, np.uint8)
+    for row in range(len(table)):
+        try:
+            image = next(rows)[column]
+            if image is None or image.mode[0] in "IF":
+                raise ValueError(f"{'no image' if image is None else f'mode {image.mode}'}; expected 8-bit channels")
+            grey = image.mode == "L" if grey is None else grey
+            if image.mode == "P":  # straight to RGB, Pillow warns of a palette with transparency
+                image = image.convert("RGBA")
+            sample = np.asarray(image.convert("L" if grey else "RGB"))
+        except Exception as error:  # decoders raise nearly anything on damaged bytes
+            raise DataError(f"{where}, row {row}: column {column!r} has no usable image: {error}") from error
+        if row == 0:
+            pixels = np.empty((len(table), *sample.shape), np.uint8)
+        if sample.shape != pixels.shape[1:]:
+            sizes = f"{sample.shape[0]}x{sample.shape[1]} pixels; row 0 has {pixels.shape[1]}x{pixels.shape[2]}"
+            raise DataError(f"{where}, row {row}: an image of {sizes} (height x width)")
+        pixels[row] = sample
+    images = torch.from_numpy(pixels)
+    return images[:, None] if grey else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _vectors(table: Any, columns: list[str], where: str) -> Tensor:
+    """(n, features) float32: the columns side by side, nested lists flattened."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    parts = []
+    for column in columns:
+        array, width = _arrow(table, column), 1
+        while not _is_number(array.type):
+            if isinstance(array.type, pa.BaseExtensionType):  # datasets' Array2D and the like
+                array = array.storage
+            if not any(test(array.type) for test in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
+                raise DataError(f"{where}: column {column!r} holds {array.type}; expected numbers or lists of them")
+            lengths = torch.tensor(pc.fill_null(pc.list_value_length(array), 0).to_pylist())
+            odd = (lengths != lengths[0]) | (lengths == 0)
+            if odd.any():
+                row = int(odd.int().argmax())
+                raise DataError(
+                    f"{where}, row {row // width}: column {column!r} has a list of {lengths[row]} values; "
+                    f"expected as many as in row 0, {lengths[0]}, and at least 1"
+                )
+            array, width = array.flatten(), width * int(lengths[0])
+        part = torch.tensor(array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)).view(-1, width)
+        bad = (~part.isfinite()).nonzero()
+        if len(bad):
+            row, index = bad[0].tolist()
+            raise DataError(
+                f"{where}, row {row}: column {column!r}, index {index}, is {part[row, index]}; "
+                "expected a finite float32 number (a missing one reads as nan)"
+            )
+        parts.append(part)
+    return torch.cat(parts, 1)
+
+
+def _arrow(table: Any, column: str) -> Any:
+    return table.select_columns(column).with_format("arrow")[:][column].combine_chunks()
+
+
+def _from_cache(path: Path, splits: Iterable[str]) -> tuple[dict[str, Split], tuple[str, ...]] | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            names = tuple(json.loads(file.metadata()["class_names"]))
+            get = file.get_tensor
+            parts = {split: Split(get(f"{split}.inputs"), get(f"{split}.labels")) for split in splits}
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError):  # absent or damaged: decoded again
+        return None
+    return parts, names
+
+
+def _to_cache(path: Path, splits: dict[str, Split], class_names: Sequence[str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {f"{split}.inputs": part.inputs for split, part in splits.items()}
+    tensors |= {f"{split}.labels": part.labels for split, part in splits.items()}
+    temporary = path.with_suffix(f".{os.getpid()}")  # a reader never sees half a file
+    with suppress(OSError, SafetensorError):  # without room for a cache, the data still load
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, {"class_names": json.dumps(class_names)})
+        temporary.replace(path)

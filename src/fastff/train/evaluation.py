@@ -1,0 +1,155 @@
+"""Accuracy, loss and routing of a model over a whole split."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastff.nn import FFF, RoutedLayer, TreeRouting
+from fastff.train.data import Data, Split
+
+BATCH = 2048
+
+
+@dataclass
+class LayerUse:
+    """How one layer routed a split: how often each leaf was reached, and each node's mean entropy (nats).
+
+    Attributes:
+        leaf_counts: (K, L) int64. For an MoE K = 1 and leaves are experts.
+        node_counts: (K, N) int64.
+        node_entropy_sum: (K, N) float64.
+    """
+
+    leaf_counts: Tensor
+    node_counts: Tensor
+    node_entropy_sum: Tensor
+
+    @property
+    def leaf_usage(self) -> Tensor:
+        return self.leaf_counts / self.leaf_counts.sum(-1, keepdim=True).clamp_min(1)
+
+    @property
+    def effective_leaves(self) -> float:
+        """Exp of the entropy of the usage, mean over trees."""
+        return torch.special.entr(self.leaf_usage).sum(-1).exp().mean().item()
+
+    @property
+    def used_leaves(self) -> float:
+        """Share of leaves that get more than 0.2 % of the samples (a quarter of an equal share, if that is less)."""
+        return (self.leaf_usage > min(0.002, 0.25 / self.leaf_counts.shape[1])).float().mean().item()
+
+    @property
+    def node_entropy(self) -> Tensor:
+        """(K, N): mean entropy of each node's decisions, NaN where it made none."""
+        return self.node_entropy_sum / self.node_counts
+
+    @property
+    def mean_entropy(self) -> float:
+        return (self.node_entropy_sum.sum() / self.node_counts.sum().clamp_min(1)).item()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON (NaN as None)."""
+        entropy = [[None if v != v else round(v, 5) for v in tree] for tree in self.node_entropy.tolist()]
+        return {
+            "leaves": self.leaf_counts.shape[1],
+            "effective_leaves": self.effective_leaves,
+            "used_leaves": self.used_leaves,
+            "mean_entropy": self.mean_entropy,
+            "leaf_counts": self.leaf_counts.tolist(),
+            "node_entropy": entropy,
+        }
+
+
+@dataclass
+class Evaluation:
+    """Accuracy in percent, mean cross-entropy, seconds of the forwards, and the use of each routed layer by name."""
+
+    accuracy: float
+    loss: float
+    seconds: float
+    layers: dict[str, LayerUse] = field(default_factory=dict)
+
+
+@contextmanager
+def routing_soft(model: nn.Module, soft: bool | None) -> Iterator[None]:
+    """Inside the block every `FFF` routes soft (True), hard (False), or as it is set (None)."""
+    layers = [m for m in model.modules() if isinstance(m, FFF)] if soft is not None else []
+    before = [layer.harden for layer in layers]
+    for layer in layers:
+        layer.harden = not soft
+    try:
+        yield
+    finally:
+        for layer, harden in zip(layers, before, strict=True):
+            layer.harden = harden
+
+
+def can_soften(model: nn.Module) -> bool:
+    """Whether the model has layers with another function when evaluated soft."""
+    return any(isinstance(m, FFF) and m.depth for m in model.modules())
+
+
+def evaluate(
+    model: nn.Module, data: Data, split: Split, *, soft: bool = False, accelerator: Any = None
+) -> Evaluation:
+    """Run `model` over `split` in eval mode.
+
+    Args:
+        model: (B, *shape) -> (B, classes).
+        data: for its normalisation.
+        split: what to evaluate.
+        soft: route `FFF` layers soft rather than hard.
+        accelerator: shares the work between its processes; None: this process does it all.
+
+    Returns:
+        The figures over the whole split, the same in every process.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    totals = torch.zeros(3, dtype=torch.float64)  # correct, loss, seconds
+    layers: dict[str, LayerUse] = {}
+    with torch.no_grad(), routing_soft(model, soft):
+        for start in range(rank * BATCH, len(split), processes * BATCH):
+            x = data.normalise(split.inputs[start : start + BATCH].to(device))
+            labels = split.labels[start : start + BATCH].to(device)
+            began = time.perf_counter()
+            logits = model(x).float()
+            correct = (logits.argmax(-1) == labels).sum().item()  # waits for the device, so the time is all of it
+            seconds = time.perf_counter() - began
+            totals += torch.tensor([correct, F.cross_entropy(logits, labels, reduction="sum").item(), seconds]).double()
+            _add_use(model, layers)
+    model.train(training)
+    if processes > 1:
+        totals = accelerator.reduce(totals.to(device), "sum").cpu()
+        for use in layers.values():
+            for name in ("leaf_counts", "node_counts", "node_entropy_sum"):
+                setattr(use, name, accelerator.reduce(getattr(use, name).to(device), "sum").cpu())
+    correct, loss, seconds = totals.tolist()
+    return Evaluation(100 * correct / len(split), loss / len(split), seconds, layers)
+
+
+def _add_use(model: nn.Module, layers: dict[str, LayerUse]) -> None:
+    for name, module in model.named_modules():
+        if not isinstance(module, RoutedLayer):
+            continue
+        routing = module.routing
+        leaves = routing.leaf_counts.cpu()
+        if isinstance(routing, TreeRouting):
+            nodes = routing.node_counts.cpu()
+            entropy = torch.nan_to_num(routing.node_entropy.cpu().double()) * nodes
+        else:
+            nodes, entropy = leaves.new_zeros(1, 0), torch.zeros(1, 0, dtype=torch.float64)
+        if name in layers:
+            layers[name].leaf_counts += leaves
+            layers[name].node_counts += nodes
+            layers[name].node_entropy_sum += entropy
+        else:
+            layers[name] = LayerUse(leaves, nodes, entropy)

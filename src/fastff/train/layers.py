@@ -1,0 +1,66 @@
+"""Layers by name, so that one string on a command line says which layer is meant: `tree:depth=4,leaf_width=8`."""
+
+import inspect
+from typing import Any
+
+from fastff.nn import FFF, FeedForward, FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
+
+LAYERS: dict[str, type[FeedForwardLayer]] = {
+    "dense": FeedForward,
+    "moe": MoE,
+    "fff": FFF,
+    "ultra": UltraFFF,
+    "tree": TreeFeedForward,
+}
+
+
+def parse_layer(text: str) -> tuple[type[FeedForwardLayer], dict[str, Any]]:
+    """Split `name:option=value,...` into the layer class and its options.
+
+    Names: dense, moe, fff, ultra, tree. Values are ints, floats, true, false or words.
+
+    Raises:
+        ValueError: unknown name or option, an option without a value, or one that is missing.
+    """
+    name, _, rest = text.partition(":")
+    if name not in LAYERS:
+        raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {name!r} in {text!r}")
+    layer = LAYERS[name]
+    known = [
+        p.name
+        for p in inspect.signature(layer).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "dtype")
+    ]
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or key not in known:
+            raise ValueError(f"layer {name!r} takes {', '.join(k + '=' for k in known)} got {item!r} in {text!r}")
+        options[key] = _value(value)
+    return layer, options
+
+
+def build_layer(text: str, in_features: int, out_features: int | None = None) -> FeedForwardLayer:
+    """Build the layer that `text` names (see `parse_layer`).
+
+    Raises:
+        ValueError, TypeError: `text` is no layer, or an option is missing, of the wrong type or out of range.
+    """
+    layer, options = parse_layer(text)
+    try:
+        return layer(in_features, out_features, **options)
+    except TypeError as error:
+        if "missing" in str(error):
+            raise ValueError(f"layer {text!r}: {str(error).partition('() ')[2]}") from None
+        raise
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

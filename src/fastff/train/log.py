@@ -1,0 +1,99 @@
+"""What a run tells while it trains: a live table, TensorBoard events, a JSONL file, and one warning of collapse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fastff.train.files import write_atomically
+
+COLLAPSED_BELOW = 0.25  # effective leaves as a share of all leaves
+_COLUMNS = ("epoch", "loss", "train %", "validation %", "soft %", "entropy", "leaves used", "s/epoch")
+
+
+def collapse_warning(layers: dict[str, dict[str, Any]]) -> str | None:
+    """What to tell the user if a layer's routing has collapsed onto few leaves; None if none has.
+
+    Args:
+        layers: per layer name, `LayerUse.to_dict()`.
+    """
+    for name, use in layers.items():
+        leaves, effective = use["leaves"], use["effective_leaves"]
+        if leaves >= 4 and effective < COLLAPSED_BELOW * leaves:
+            return (
+                f"layer {name!r} has collapsed: as good as {effective:.1f} of its {leaves} leaves are used, and the rest "
+                "learns nothing. Add a balance loss (balance=0.1; an MoE: importance and load), set the decisions from "
+                "the data first (initialise), lower the hardening weight, or use the layer 'tree'."
+            )
+    return None
+
+
+class RunLog:
+    """Follows one run in `folder`: `metrics.jsonl`, TensorBoard events, and a table on the console unless quiet.
+
+    Args:
+        folder: of the run; must exist.
+        history: the epochs that a resumed run already has; whatever else the files say is overwritten.
+        title: above the table.
+        quiet: print nothing.
+    """
+
+    def __init__(self, folder: Path, history: list[dict[str, Any]], title: str, quiet: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._jsonl = folder / "metrics.jsonl"
+        lines = "".join(json.dumps(row) + "\n" for row in history)
+        write_atomically(self._jsonl, lambda p: p.write_text(lines))
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
+        self._console = Console(quiet=quiet)
+        self._table = Table(*_COLUMNS, title=title)
+        self._live = Live(self._table, console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        for row in history:
+            self._table.add_row(*_cells(row))
+        if self._live:
+            self._live.start()
+        else:
+            self._console.print(title)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Record one epoch."""
+        with self._jsonl.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if isinstance(value, int | float) and key != "epoch":
+                self._events.add_scalar(key, value, row["epoch"])
+        for name, use in row["layers"].items():
+            for key in ("effective_leaves", "used_leaves", "mean_entropy"):
+                self._events.add_scalar(f"{name}/{key}", use[key], row["epoch"])
+        self._table.add_row(*_cells(row))
+        if self._live:
+            self._live.refresh()
+        else:
+            self._console.print("  ".join(f"{c} {v}" for c, v in zip(_COLUMNS, _cells(row), strict=True) if v))
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line."""
+        self._console.print(text, style=style or None)
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+        self._events.close()
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    uses = row["layers"].values()
+    soft = row.get("validation_soft_accuracy")
+    return [
+        str(row["epoch"]),
+        f"{row['loss']:.4f}",
+        f"{row['train_accuracy']:.2f}",
+        f"{row['validation_accuracy']:.2f}",
+        "" if soft is None else f"{soft:.2f}",
+        "" if not uses else f"{sum(u['mean_entropy'] for u in uses) / len(uses):.3f}",
+        " ".join(f"{u['effective_leaves']:.1f}/{u['leaves']}" for u in uses),
+        f"{row['seconds']:.1f}",
+    ]

@@ -1,0 +1,354 @@
+"""The training loop: Accelerate runs it on one process or many; it can be killed at any moment and resumed."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import fastff
+from fastff.optim import BlockwiseAdam, BlockwiseSGD
+from fastff.train.augment import augment
+from fastff.train.checkpoint import load_checkpoint, save_checkpoint
+from fastff.train.config import TrainConfig
+from fastff.train.data import Data, load_data
+from fastff.train.evaluation import can_soften, evaluate
+from fastff.train.files import write_atomically, write_json
+from fastff.train.log import RunLog, collapse_warning
+from fastff.train.models import build_model
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted and has left a checkpoint; run it again with resume."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint. An epoch is done when it has been evaluated."""
+
+    epoch: int = 0
+    step: int = 0  # steps done within the epoch
+    loss_sum: float = 0.0  # over those steps
+    seconds: float = 0.0  # of this epoch's steps so far
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    warned: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    data: Data | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> dict[str, Any]:
+    """Train a classifier and evaluate it once on the test data, with the weights of its best validation epoch.
+
+    Args:
+        config: everything that the result depends on.
+        folder: of the run: config.json, metrics.jsonl, TensorBoard events, checkpoints while it runs; at the end
+            model.safetensors (the best epoch's weights) and result.json.
+        resume: go on where a run in `folder` stopped, to the same weights, bit for bit on one machine. A finished run
+            is returned as it is, an empty folder starts.
+        quiet: print nothing.
+        data: loaded already; None loads what `config` names.
+        checkpoint_seconds: least time between two checkpoints; an interrupt leaves one at once.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        ValueError: the data cannot be used, or `folder` holds another run, or its checkpoint is damaged.
+        Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
+    """
+    folder = Path(folder)
+    finished = _open_folder(config, folder, resume)
+    if finished is not None:
+        return finished
+    run = _Run(config, folder, data or load_config_data(config), checkpoint_seconds)
+    log = RunLog(folder, run.progress.history, f"{config.layer} on {config.data}", quiet or not run.main)
+    try:
+        with _interrupts() as interrupted:
+            while run.progress.epoch < config.epochs and not run.out_of_patience:
+                run.train_epoch(interrupted)
+                log.epoch(run.evaluate_epoch())
+                warning = None if run.progress.warned else collapse_warning(run.progress.history[-1]["layers"])
+                if warning:
+                    run.progress.warned = True
+                    log.say(warning, style="bold yellow")
+                run.checkpoint(force=interrupted.is_set())
+                if interrupted.is_set():
+                    raise Interrupted
+    finally:
+        log.close()
+    return run.finish()
+
+
+def load_config_data(config: TrainConfig) -> Data:
+    """The data that `config` names; DataError (a ValueError) if they cannot be used."""
+    return load_data(
+        config.data,
+        input_column=config.input_column,
+        label_column=config.label_column,
+        validation=config.validation,
+        limit=config.limit,
+    )
+
+
+def _open_folder(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """Make the folder, or check that it holds the same run; returns the result if that run is finished."""
+    path = folder / "config.json"
+    if path.exists():
+        if not resume:
+            raise ValueError(f"folder {str(folder)!r} already holds a run: resume it, or name another folder")
+        before = TrainConfig.read(path)
+        changed = [k for k, v in config.to_dict().items() if getattr(before, k) != v]
+        if changed:
+            was = ", ".join(f"{k}={getattr(before, k)!r} (now {getattr(config, k)!r})" for k in changed)
+            raise ValueError(f"folder {str(folder)!r} holds a run with other settings: {was}")
+        return load_result(folder) if (folder / "result.json").exists() else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, config.to_dict())
+    except OSError as error:
+        raise ValueError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
+    return None
+
+
+def load_result(folder: Path) -> dict[str, Any]:
+    """Read a finished run's result.json; ValueError if it is missing or damaged."""
+    import json
+
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / 'result.json'} cannot be read: {error}") from None
+
+
+class _Run:
+    """One run's model, optimiser, schedule and progress."""
+
+    def __init__(self, config: TrainConfig, folder: Path, data: Data, checkpoint_seconds: float) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import set_seed
+
+        AcceleratorState._reset_state()  # so that one process can train in several precisions, one after the other
+        self.config, self.folder, self.data, self.checkpoint_seconds = config, folder, data, checkpoint_seconds
+        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.main = self.accelerator.is_main_process
+        processes = self.accelerator.num_processes
+        if config.batch_size % processes:
+            raise ValueError(f"batch_size must be divisible by the {processes} processes, got {config.batch_size}")
+        set_seed(config.seed)
+        model = build_model(config.model, data.shape, data.classes, config.layer, config.input_dropout)
+        if config.initialise:
+            sample = data.train.inputs[_order(len(data.train), config.seed, epoch=0)[:4000]]
+            fastff.initialise_from_data(model, [data.normalise(sample)], seed=config.seed)
+        self.plain: nn.Module = model
+        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(config, model))
+        self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.schedule = _schedule(config, self.optimizer.optimizer, self.total_steps)
+        self.accelerator.register_for_checkpointing(self.schedule)
+        set_seed(config.seed + 1 + self.accelerator.process_index)  # noise differs between processes
+        saved = load_checkpoint(self.accelerator, folder / "checkpoints")
+        self.progress = Progress(**saved) if saved else Progress()
+        self._last_checkpoint = time.monotonic()
+
+    @property
+    def out_of_patience(self) -> bool:
+        p = self.progress
+        return self.config.patience is not None and p.epoch - p.best_epoch >= self.config.patience
+
+    def train_epoch(self, interrupted: threading.Event) -> None:
+        """The rest of the epoch, step by step; checkpoints when it is time."""
+        p, config = self.progress, self.config
+        order = _order(len(self.data.train), config.seed, p.epoch)
+        loss_sum = torch.tensor(p.loss_sum, dtype=torch.float64, device=self.accelerator.device)
+        self.model.train()
+        while p.step < self.steps_per_epoch:
+            began = time.perf_counter()
+            loss_sum += self._step(order[p.step * config.batch_size : (p.step + 1) * config.batch_size])
+            p.step += 1
+            p.seconds += time.perf_counter() - began
+            stop = interrupted.is_set()
+            if stop or time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds:
+                p.loss_sum = loss_sum.item()
+                self.checkpoint(force=True)
+                if stop:
+                    raise Interrupted
+        p.loss_sum = loss_sum.item()
+
+    def _step(self, batch: Tensor) -> Tensor:
+        config, accelerator = self.config, self.accelerator
+        mine = batch[accelerator.process_index :: accelerator.num_processes]
+        parts = [part for part in mine.tensor_split(config.accumulation) if len(part)]
+        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        for i, part in enumerate(parts):
+            share = len(part) / len(mine)
+            x = self.data.normalise(self.data.train.inputs[part].to(accelerator.device))
+            labels = self.data.train.labels[part].to(accelerator.device)
+            with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(self.model):
+                with accelerator.autocast():
+                    logits = self.model(augment(x) if config.augment else x)
+                loss = F.cross_entropy(logits.float(), labels) + self._auxiliary_loss()
+                accelerator.backward(share * loss)
+            total += share * loss.detach()
+        if config.clip is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if config.schedule != "plateau":
+            self.schedule.step()
+        return total
+
+    def _auxiliary_loss(self) -> Tensor:
+        c, p = self.config, self.progress
+        done = (p.epoch * self.steps_per_epoch + p.step) / self.total_steps
+        share = {"constant": 1.0, "warmup": done, "anneal": 1 - done}[c.hardening_schedule]
+        return fastff.auxiliary_loss(
+            self.plain, hardening=share * c.hardening, balance=c.balance, importance=c.importance, load=c.load
+        )
+
+    def evaluate_epoch(self) -> dict[str, Any]:
+        """Evaluate on training and validation data, keep the weights if they are the best, end the epoch."""
+        p, accelerator = self.progress, self.accelerator
+        memorised = evaluate(self.plain, self.data, self.data.train, accelerator=accelerator)
+        validated = evaluate(self.plain, self.data, self.data.validation, accelerator=accelerator)
+        row: dict[str, Any] = {
+            "epoch": p.epoch + 1,
+            "loss": p.loss_sum / self.steps_per_epoch,
+            "train_accuracy": memorised.accuracy,
+            "validation_accuracy": validated.accuracy,
+            "validation_loss": validated.loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": p.seconds,
+            "layers": {name: use.to_dict() for name, use in validated.layers.items()},
+        }
+        if can_soften(self.plain):
+            soft = evaluate(self.plain, self.data, self.data.validation, soft=True, accelerator=accelerator)
+            row["validation_soft_accuracy"] = soft.accuracy
+        if self.config.schedule == "plateau":
+            self.schedule.step(validated.accuracy)
+        if validated.accuracy > p.best_accuracy:
+            p.best_accuracy, p.best_epoch = validated.accuracy, p.epoch + 1
+            if self.main:
+                weights = {name: t.detach().cpu().contiguous() for name, t in self.plain.state_dict().items()}
+                write_atomically(self.folder / "model.safetensors", lambda path: save_file(weights, path))
+        p.history.append(row)
+        p.epoch, p.step, p.loss_sum, p.seconds = p.epoch + 1, 0, 0.0, 0.0
+        return row
+
+    def checkpoint(self, *, force: bool = False) -> None:
+        """Save the full state if it is time, or `force`."""
+        if force or time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds:
+            p = self.progress
+            step = p.epoch * self.steps_per_epoch + p.step
+            save_checkpoint(self.accelerator, self.folder / "checkpoints", step, asdict(p))
+            self._last_checkpoint = time.monotonic()
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate the best epoch's weights on the test data, once, and write result.json."""
+        import shutil
+
+        p, accelerator, data = self.progress, self.accelerator, self.data
+        accelerator.wait_for_everyone()
+        self.plain.load_state_dict(load_file(self.folder / "model.safetensors"))
+        test = evaluate(self.plain, data, data.test, accelerator=accelerator)
+        layers = [m for m in self.plain.modules() if isinstance(m, fastff.nn.FeedForwardLayer)]
+        memorised = max(p.history, key=lambda row: row["train_accuracy"])
+        result = {
+            "config": self.config.to_dict(),
+            "versions": {"fastff": fastff.__version__, "torch": torch.__version__},
+            "samples": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+            "parameters": sum(t.numel() for t in self.plain.parameters()),
+            "training_width": layers[0].training_width,
+            "inference_width": layers[0].inference_width,
+            "training_multiply_adds": layers[0].multiply_adds(training=True),
+            "inference_multiply_adds": layers[0].multiply_adds(training=False),
+            "epochs": p.epoch,
+            "best_epoch": p.best_epoch,
+            "validation_accuracy": p.best_accuracy,
+            "memorisation_accuracy": memorised["train_accuracy"],
+            "memorisation_epoch": memorised["epoch"],
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "training_seconds": sum(row["seconds"] for row in p.history),
+            "inference_microseconds_per_sample": 1e6 * test.seconds / len(data.test),
+            "layers": {name: use.to_dict() for name, use in test.layers.items()},
+            "history": p.history,
+        }
+        if can_soften(self.plain):
+            result["test_soft_accuracy"] = evaluate(
+                self.plain, data, data.test, soft=True, accelerator=accelerator
+            ).accuracy
+        if self.main:
+            write_json(self.folder / "result.json", result)
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        accelerator.wait_for_everyone()
+        return result
+
+
+def _order(samples: int, seed: int, epoch: int) -> Tensor:
+    """The order of the training data in an epoch: its own generator, so that a resumed run has the same."""
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+
+
+def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), fused=True, **common)
+    common |= {"model": model, "block_batch": config.block_batch}
+    if config.optimizer == "blockwise-sgd":
+        return BlockwiseSGD(model.parameters(), momentum=config.momentum, **common)
+    return BlockwiseAdam(model.parameters(), **common)
+
+
+def _schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, total: int) -> Any:
+    if config.schedule == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode="max", factor=0.5, patience=config.plateau_epochs, threshold=0, min_lr=1e-6 * config.lr
+        )
+    warmup = max(1, round(config.warmup * total))
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / warmup)
+        return rise * (0.5 * (1 + math.cos(math.pi * min(1.0, step / total))) if config.schedule == "cosine" else 1.0)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the loop ends after a whole step; a second one ends at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
