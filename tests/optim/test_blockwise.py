@@ -14,10 +14,7 @@ from fastff.nn import FFF, MoE, TreeFeedForward, UltraFFF
 from fastff.optim import BlockwiseAdam, BlockwiseSGD
 
 LEAF = ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")
-KINDS = [
-    (BlockwiseSGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
-    (BlockwiseAdam, {"lr": 0.01, "weight_decay": 0.1}),
-]
+KINDS = [(BlockwiseSGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}), (BlockwiseAdam, {"weight_decay": 0.1})]
 
 
 def hard_fff(depth: int = 1, dtype: torch.dtype = torch.float32) -> FFF:
@@ -47,6 +44,10 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[torc
         optimizer.zero_grad()
         backward(model, x)
         optimizer.step()
+
+
+def count(optimizer: torch.optim.Optimizer, layer: FFF) -> list[int]:
+    return optimizer.state[layer.leaf_w2]["count"].tolist()
 
 
 def assert_same(a: nn.Module, b: nn.Module, tolerance: float = 0.0) -> None:
@@ -103,9 +104,9 @@ def test_leaf_steps_when_it_has_seen_enough_with_the_mean_of_its_own_samples():
     for x in batches[:2]:
         train(layer, optimizer, [x])
         assert torch.equal(layer.leaf_w2[1], frozen.leaf_w2[1])
-    assert optimizer.state[layer.leaf_w2]["count"].tolist() == [0, 4]
+    assert count(optimizer, layer) == [0, 4]
     train(layer, optimizer, batches[2:])
-    assert optimizer.state[layer.leaf_w2]["count"].tolist() == [1, 0]
+    assert count(optimizer, layer) == [1, 0]
     assert not optimizer.state[layer.leaf_w2]["accumulated"][1].any()
     backward(frozen, torch.cat([x[-2:] for x in batches]))  # the six samples of leaf 1, by themselves
     for name in LEAF:
@@ -141,16 +142,11 @@ def test_gradient_accumulation_is_one_large_batch():
     layer, x = hard_fff(), [batch(1, 3), batch(3, 1)]
     whole = copy.deepcopy(layer)
     optimizer = BlockwiseSGD(layer.parameters(), lr=0.1, model=layer, block_batch=4)
-    backward(layer, x[0], 2)
-    backward(layer, x[1], 2)
+    for part in x:
+        backward(layer, part, 2)
     optimizer.step()
     train(whole, BlockwiseSGD(whole.parameters(), lr=0.1, model=whole, block_batch=4), [torch.cat(x)])
     assert_same(layer, whole, 1e-6)
-
-
-def counted(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> list[int]:
-    optimizer.step()
-    return optimizer.state[p]["count"].tolist()
 
 
 def test_only_forwards_that_are_learnt_from_count_and_once():
@@ -165,11 +161,13 @@ def test_only_forwards_that_are_learnt_from_count_and_once():
     y = layer(layer(batch(1, 0)) * 0 + batch(2, 3)[:1])  # a layer called twice
     y.sum().backward(retain_graph=True)
     y.sum().backward()
-    assert counted(optimizer, layer.leaf_w1) == [2, 0]
+    optimizer.step()
+    assert count(optimizer, layer) == [2, 0]
     backward(layer, batch(5, 5))
     optimizer.zero_grad()  # the gradient is dropped, so are its samples
     backward(layer, batch(1, 3))
-    assert counted(optimizer, layer.leaf_w1) == [3, 3]
+    optimizer.step()
+    assert count(optimizer, layer) == [3, 3]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -177,7 +175,8 @@ def test_checkpointing_counts_once(reentrant):
     layer = hard_fff()
     optimizer = BlockwiseSGD(layer.parameters(), lr=0.1, model=layer, block_batch=100)
     checkpoint(layer, batch(2, 3).requires_grad_(), use_reentrant=reentrant).sum().backward()
-    assert counted(optimizer, layer.leaf_w1) == [2, 3]
+    optimizer.step()
+    assert count(optimizer, layer) == [2, 3]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -235,7 +234,6 @@ def test_large_counts_stay_exact(dtype):
         state, n = optimizer.state[p], old["count"].numel()
         assert torch.equal(state["count"], old["count"] + torch.tensor([1, 0])[:n])
         assert torch.equal(state["step"], old["step"])
-        assert state["accumulated"].dtype == torch.float32
 
 
 def test_models_copy_and_pickle_and_let_the_optimizer_go():
@@ -244,7 +242,8 @@ def test_models_copy_and_pickle_and_let_the_optimizer_go():
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         backward(other, batch(5, 5))
     backward(layer, batch(1, 2))
-    assert counted(optimizer, layer.leaf_w1) == [1, 2]
+    optimizer.step()
+    assert count(optimizer, layer) == [1, 2]
     backward_later = layer(batch(1, 1)).sum()
     del optimizer
     gc.collect()
@@ -258,15 +257,13 @@ def test_training_lowers_the_loss(make, kind, lr):
     torch.manual_seed(0)
     sizes = {FFF: {"depth": 2, "leaf_width": 4}, UltraFFF: {"depth": 2}, MoE: {"experts": 4, "expert_width": 4}}
     model, x = make(8, **sizes.get(make, sizes[FFF])), torch.randn(64, 8)
-    y = x.roll(1, 1)
     optimizer = kind(model.parameters(), model=model, block_batch=32, lr=lr)
     losses = []
     for _ in range(20):
         optimizer.zero_grad()
-        loss = nn.functional.mse_loss(model(x), y)
-        loss.backward()
+        losses.append(nn.functional.mse_loss(model(x), x.roll(1, 1)))
+        losses[-1].backward()
         optimizer.step()
-        losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
 
 

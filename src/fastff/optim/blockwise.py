@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 
 from fastff.nn import RoutedLayer
 
@@ -35,8 +36,8 @@ _REQUIREMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 class _CountTokens:
     """Forward hook of a layer: adds the counts of a forward to the optimiser when, and if, its backward runs.
 
-    A recomputed forward (gradient checkpointing) and one that is only evaluated thus count nothing. The optimiser is
-    known weakly; a hook that was copied or pickled along with its model knows none and does nothing.
+    So neither a recomputed forward (gradient checkpointing) nor one without backward counts. The optimiser is known
+    weakly; a hook that was copied or pickled along with its model knows none and does nothing.
     """
 
     def __init__(self, optimizer: "_Blockwise | None" = None) -> None:
@@ -54,11 +55,10 @@ class _CountTokens:
         tokens = math.prod(output.shape[:-1])
 
         def add(gradient: Tensor) -> None:
-            optimizer = reference()
-            if optimizer is not None:
-                for p, count in counts.items():
-                    old_count, old_tokens = optimizer._pending.get(p, (0, 0))
-                    optimizer._pending[p] = (old_count + count, old_tokens + tokens)
+            pending = getattr(reference(), "_pending", {})  # of no one if the optimiser is gone
+            for p, count in counts.items():
+                old_count, old_tokens = pending.get(p, (0, 0))
+                pending[p] = (old_count + count, old_tokens + tokens)
             counts.clear()  # a second backward through the same forward brings no new samples
 
         output.register_hook(add)
@@ -67,8 +67,10 @@ class _CountTokens:
 class _Blockwise(torch.optim.Optimizer):
     """What both optimisers share: counting, and telling which blocks step with which gradient."""
 
-    def __init__(self, params: Any, defaults: dict[str, Any], model: nn.Module) -> None:
-        if not isinstance(model, nn.Module):
+    _update: Callable[[Tensor, Tensor, Tensor | None, dict[str, Any]], None]  # of a parameter: gradient, due, group
+
+    def __init__(self, params: Any, defaults: dict[str, Any], model: Module) -> None:
+        if not isinstance(model, Module):
             raise ValueError(f"model must be a torch.nn.Module, got {model!r}")
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise RuntimeError("block-wise optimisers count the samples of one process: others would step other blocks")
@@ -118,10 +120,7 @@ class _Blockwise(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step the blocks that have seen enough samples, and all parameters that are not made of blocks.
-
-        Returns what `closure` (called with gradients enabled) returned. ValueError: a gradient is sparse or complex.
-        """
+        """Step; returns what `closure`, called with gradients on, did. ValueError: a gradient is sparse or complex."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         self._find_blocks()
@@ -155,8 +154,7 @@ class _Blockwise(torch.optim.Optimizer):
         now = count.clamp_min(1).double()
         accumulated *= _per_block(before / now, p)
         accumulated += gradient * _per_block(tokens / now, p)
-        mean = accumulated.to(p.dtype, copy=True)
-        due = count >= block_batch
+        mean, due = accumulated.to(p.dtype, copy=True), count >= block_batch
         count.masked_fill_(due, 0)
         accumulated.masked_fill_(_per_block(due, p), 0)
         return mean, _per_block(due, p)
@@ -166,9 +164,6 @@ class _Blockwise(torch.optim.Optimizer):
         if key not in self.state[p]:
             self.state[p][key] = torch.zeros(shape, dtype=dtype, device=p.device)
         return self.state[p][key]
-
-    def _update(self, p: Tensor, gradient: Tensor, due: Tensor | None, group: dict[str, Any]) -> None:
-        raise NotImplementedError
 
 
 class BlockwiseSGD(_Blockwise):
@@ -190,14 +185,7 @@ class BlockwiseSGD(_Blockwise):
     """
 
     def __init__(
-        self,
-        params: Any,
-        lr: float,
-        *,
-        model: nn.Module,
-        block_batch: int,
-        momentum: float = 0,
-        weight_decay: float = 0,
+        self, params: Any, lr: float, *, model: Module, block_batch: int, momentum: float = 0, weight_decay: float = 0
     ) -> None:
         defaults = {"lr": lr, "block_batch": block_batch, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults, model)
@@ -215,8 +203,7 @@ class BlockwiseSGD(_Blockwise):
 class BlockwiseAdam(_Blockwise):
     """AdamW in which a block steps only once it has seen enough samples; see `fastff.optim.blockwise` (P1).
 
-    Moments, bias correction and weight decay of a block count its own steps. All other parameters step at every
-    `step()` exactly as in `torch.optim.AdamW`.
+    Moments and bias correction of a block follow its own steps. All other parameters step as in `torch.optim.AdamW`.
 
     Args:
         params, lr, model, block_batch: as those of `BlockwiseSGD`; errors too.
@@ -228,7 +215,7 @@ class BlockwiseAdam(_Blockwise):
         params: Any,
         lr: float = 1e-3,
         *,
-        model: nn.Module,
+        model: Module,
         block_batch: int,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -246,8 +233,7 @@ class BlockwiseAdam(_Blockwise):
         _assign(square, square.mul(beta2).addcmul_(gradient, gradient, value=1 - beta2), due)
         steps = step.clamp_min(1).double()  # blocks that never stepped are left out by `due`
         rate = _per_block(lr / (1 - beta1**steps), p)
-        root = _per_block((1 - beta2**steps).sqrt(), p)
-        denominator = (square.sqrt() / root).to(p.dtype).add_(group["eps"])
+        denominator = (square.sqrt() / _per_block((1 - beta2**steps).sqrt(), p)).to(p.dtype).add_(group["eps"])
         _assign(p, p.mul(1 - lr * group["weight_decay"]) - rate * mean / denominator, due)
 
 

@@ -15,67 +15,45 @@ HARDENING_SCHEDULES = ("constant", "warmup", "anneal")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
+def _setting(default: Any, meaning: str) -> Any:
+    """A field of `TrainConfig` with its meaning, which the command line shows too."""
+    return dataclasses.field(default=default, metadata={"help": meaning})
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of `fastff.train.train`.
+    """Settings of `fastff.train.train`; each field's meaning stands beside it."""
 
-    Attributes:
-        data: "digits", a hub id, or a local folder or file (see `load_data`).
-        input_column, label_column: of the data; found by name if None.
-        validation: samples taken off the end of the training data; None: min(5000, 10 %) or the data's own split.
-        limit: training samples at most, or None.
-        layer: the feedforward layer, e.g. "tree:depth=4,leaf_width=8" (see `parse_layer`).
-        model: "mlp" (the layer alone on flattened input) or "vit" (P1's vision transformer).
-        epochs: at most.
-        batch_size: samples a step, over all processes.
-        accumulation: parts that a step's samples are taken in, one after the other.
-        optimizer: "adamw", "sgd", or blockwise ("blockwise-adam", "blockwise-sgd": P1's remedy for shrinking batches).
-        lr, weight_decay, momentum: of the optimiser (momentum: SGD only).
-        block_batch: samples that a block must see before it steps (blockwise optimisers).
-        schedule: of the learning rate: "cosine" to 0, "plateau" (halved after plateau_epochs without a better
-            validation accuracy), "constant".
-        warmup: share of all steps in which the learning rate rises linearly (cosine and constant).
-        clip: largest gradient norm, or None.
-        hardening, balance, importance, load: weights of the auxiliary losses.
-        hardening_schedule: "constant"; "warmup": rising linearly from 0 over all steps; "anneal": falling to 0.
-        initialise: set the tree decisions from the training data first (`initialise_from_data`).
-        input_dropout: probability with which an input value is left out in training.
-        augment: random horizontal flips, and crops after padding by 4 (images).
-        patience: epochs without a better validation accuracy after which training ends; None: never.
-        precision: "no", "bf16" or "fp16": Accelerate's mixed precision.
-        seed: of initialisation, order and noise.
-    """
-
-    data: str = "digits"
-    input_column: str | None = None
-    label_column: str | None = None
-    validation: int | None = None
-    limit: int | None = None
-    layer: str = "tree:depth=4,leaf_width=8"
-    model: str = "mlp"
-    epochs: int = 20
-    batch_size: int = 128
-    accumulation: int = 1
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 0.1
-    momentum: float = 0.0
-    block_batch: int = 32
-    schedule: str = "cosine"
-    plateau_epochs: int = 10
-    warmup: float = 0.02
-    clip: float | None = None
-    hardening: float = 0.0
-    hardening_schedule: str = "constant"
-    balance: float = 0.0
-    importance: float = 0.0
-    load: float = 0.0
-    initialise: bool = False
-    input_dropout: float = 0.0
-    augment: bool = False
-    patience: int | None = None
-    precision: str = "no"
-    seed: int = 0
+    data: str = _setting("digits", "'digits' (built in), a hub id, or a local folder, parquet, CSV or JSON file.")
+    input_column: str | None = _setting(None, "Column of the images or vectors; found by name if not given.")
+    label_column: str | None = _setting(None, "Column of the classes; found by name if not given.")
+    validation: int | None = _setting(None, "Samples taken off the end of the training data; by default 10 %, <= 5000.")
+    limit: int | None = _setting(None, "Training samples at most, the first that come.")
+    layer: str = _setting("tree:depth=4,leaf_width=8", "NAME:OPTION=VALUE,...; names: dense, moe, fff, ultra, tree.")
+    model: str = _setting("mlp", "'mlp': the layer alone on flattened input; 'vit': P1's vision transformer.")
+    epochs: int = _setting(20, "Epochs at most.")
+    batch_size: int = _setting(128, "Samples a step, over all processes.")
+    accumulation: int = _setting(1, "Parts that a step's samples are taken in, one after the other.")
+    optimizer: str = _setting("adamw", "adamw, sgd, blockwise-adam or blockwise-sgd (for shrinking batches).")
+    lr: float = _setting(2e-3, "Learning rate.")
+    weight_decay: float = _setting(0.1, "Weight decay.")
+    momentum: float = _setting(0.0, "Momentum of SGD.")
+    block_batch: int = _setting(32, "Blockwise: samples that a node, leaf or expert must see before it steps.")
+    schedule: str = _setting("cosine", "Of the learning rate: cosine (to 0), plateau (halved), constant.")
+    plateau_epochs: int = _setting(10, "Plateau: epochs without a better validation accuracy before halving.")
+    warmup: float = _setting(0.02, "Share of all steps in which the learning rate rises (cosine and constant).")
+    clip: float | None = _setting(None, "Largest gradient norm.")
+    hardening: float = _setting(0.0, "Weight of the hardening loss, the mean entropy of the decisions.")
+    hardening_schedule: str = _setting("constant", "constant, warmup (from 0 up) or anneal (down to 0).")
+    balance: float = _setting(0.0, "Weight of the balance loss of trees.")
+    importance: float = _setting(0.0, "Weight of the importance loss of an MoE.")
+    load: float = _setting(0.0, "Weight of the load loss of an MoE.")
+    initialise: bool = _setting(False, "Set the tree decisions from the training data first.")
+    input_dropout: float = _setting(0.0, "Probability with which an input value is left out in training.")
+    augment: bool = _setting(False, "Random flips, and crops after padding by 4 (images).")
+    patience: int | None = _setting(None, "Epochs without a better validation accuracy after which training ends.")
+    precision: str = _setting("no", "Mixed precision: no, bf16 or fp16.")
+    seed: int = _setting(0, "Of initialisation, order and noise.")
 
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError that names the setting and its value."""

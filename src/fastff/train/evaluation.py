@@ -153,3 +153,32 @@ def _add_use(model: nn.Module, layers: dict[str, LayerUse]) -> None:
             layers[name].node_entropy_sum += entropy
         else:
             layers[name] = LayerUse(leaves, nodes, entropy)
+
+
+def mean_inputs(model: nn.Module, layer: nn.Module, data: Data, split: Split) -> Tensor:
+    """The mean of the raw inputs that reach each leaf of the first tree of `layer`, over a split.
+
+    Args:
+        model: takes the batches; each sample must be one token of `layer`.
+        layer: a tree layer or MoE in it.
+
+    Returns:
+        (L, *shape) float32 on the scale of the raw inputs; 0 for a leaf that no sample reaches.
+    """
+    sums: Tensor | None = None
+    counts: Tensor | None = None
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(split), BATCH):
+            raw = split.inputs[start : start + BATCH].to(device)
+            model(data.normalise(raw))
+            routing = layer.routing
+            size = routing.leaf_counts.shape[1]
+            if sums is None or counts is None:
+                sums, counts = torch.zeros(size, *raw.shape[1:], device=device), torch.zeros(size, device=device)
+            leaf = routing.leaf[:, 0]
+            sums.index_add_(0, leaf, raw.float())
+            counts.index_add_(0, leaf, torch.ones_like(leaf, dtype=torch.float32))
+    assert sums is not None and counts is not None
+    return (sums / counts.clamp_min(1).view(-1, *[1] * (sums.dim() - 1))).cpu()

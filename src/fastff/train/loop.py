@@ -21,7 +21,7 @@ from fastff.train.augment import augment
 from fastff.train.checkpoint import load_checkpoint, save_checkpoint
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data, load_data
-from fastff.train.evaluation import can_soften, evaluate
+from fastff.train.evaluation import can_soften, evaluate, mean_inputs
 from fastff.train.files import write_atomically, write_json
 from fastff.train.log import RunLog, collapse_warning
 from fastff.train.models import build_model
@@ -296,10 +296,20 @@ class _Run:
                 self.plain, data, data.test, soft=True, accelerator=accelerator
             ).accuracy
         if self.main:
+            self._keep_mean_inputs()
             write_json(self.folder / "result.json", result)
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         accelerator.wait_for_everyone()
         return result
+
+
+    def _keep_mean_inputs(self) -> None:
+        """For the report: which images end in which leaf, where the layer is alone on the images and routes."""
+        layer = getattr(self.plain, "layer", None)
+        if isinstance(layer, fastff.nn.RoutedLayer) and len(self.data.shape) == 3:
+            means = mean_inputs(self.plain, layer, self.data, self.data.validation)
+            tensors = {"mean_inputs": means.round().to(torch.uint8)}
+            write_atomically(self.folder / "mean_inputs.safetensors", lambda path: save_file(tensors, path))
 
 
 def _order(samples: int, seed: int, epoch: int) -> Tensor:

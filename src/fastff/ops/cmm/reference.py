@@ -33,6 +33,8 @@ def cmm_out(a_TSW: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> Tensor:
     """y[t] = sum over s, w of a[t, s, w] * weight[index[t, s], w]; returns (T, I)."""
     T, S = index_TS.shape
     _, W, I = weight_BWI.shape
+    if S == 0:  # embedding_bag refuses empty rows
+        return a_TSW.new_zeros(T, I)
     row_TSW = index_TS.unsqueeze(-1) * W + torch.arange(W, device=index_TS.device)
     weight_RI = weight_BWI.reshape(-1, I)
     return F.embedding_bag(row_TSW.view(T, S * W), weight_RI, per_sample_weights=a_TSW.reshape(T, S * W), mode="sum")

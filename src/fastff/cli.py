@@ -1,0 +1,70 @@
+"""The command `fastff`: parses, builds, runs; every foreseeable error is one line and exit code 2."""
+
+import sys
+from typing import Any
+
+NEEDS_TRAIN = "pip install 'fastff[train]'"
+
+
+def build_app() -> Any:
+    """The typer application with all commands."""
+    import typer
+
+    from fastff import __version__, doctor
+    from fastff.train import commands
+
+    app = typer.Typer(
+        help="Fast feedforward networks: train, compare and inspect layers whose cost grows with the logarithm.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback(invoke_without_command=True, no_args_is_help=True)
+    def version(show: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+        if show:
+            print(__version__)
+            raise typer.Exit
+
+    app.command("train")(commands.train_command)
+    app.command("compare")(commands.compare_command)
+    app.command("report")(commands.report_command)
+    app.command("evaluate")(commands.evaluate_command)
+
+    @app.command("doctor")
+    def doctor_command() -> None:
+        """Versions, devices, threads, backends, and what is missing."""
+        for name, value in doctor.report():
+            print(f"{name + ':':<18} {value}")
+
+    return app
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        import typer.main
+
+        command = typer.main.get_command(build_app())
+        sys.exit(command.main(sys.argv[1:], prog_name="fastff", standalone_mode=False))
+    except KeyboardInterrupt:
+        print("interrupted; the same command (train: with --resume) goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        _fail(f"the package {error.name!r} is missing: {NEEDS_TRAIN}")
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        _fail(str(error))
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # typer's own errors of usage
+        if message is None:
+            raise
+        _fail(message())
+
+
+def _fail(message: str) -> None:
+    first = next(iter(message.strip().splitlines()), "unknown")
+    print(f"error: {first}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What this installation can do and what it lacks."""
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+import fastff
+from fastff.ops import BACKENDS, backend_for
+
+EXTRAS = {
+    "train": ("accelerate", "datasets", "jinja2", "matplotlib", "rich", "scikit-learn", "tensorboard", "typer"),
+}
+
+
+def report() -> list[tuple[str, str]]:
+    """Pairs of what was asked and the answer: versions, devices, threads, backends, missing packages."""
+    rows = [
+        ("fastff", fastff.__version__),
+        ("Python", platform.python_version()),
+        ("PyTorch", torch.__version__),
+        ("processor", f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"),
+        ("threads", f"{torch.get_num_threads()} of PyTorch, {os.cpu_count()} cores"),
+        ("GPU", ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none"),
+    ]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        rows.append((f"backend on {device}", f"{backend_for(torch.device(device))} (of {', '.join(BACKENDS)})"))
+    rows.append(("compiled kernels", "none in this version: the operators are made of PyTorch's own"))
+    for extra, packages in EXTRAS.items():
+        missing = [name for name in packages if _version(name) is None]
+        found = ", ".join(f"{name} {_version(name)}" for name in packages if name not in missing)
+        rows.append((f"extra '{extra}'", found or "nothing"))
+        if missing:
+            rows.append(("missing", f"{', '.join(missing)}: pip install 'fastff[{extra}]'"))
+    return rows
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,197 @@
+"""The comparisons that have a name."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from fastff.train.compare.comparison import Candidate, Comparison, with_dense_baselines
+
+# P1's training (facts: SGD 0.2, batch 256, hardening weight 3 in its explorative and comparison experiments).
+P1_SGD = {"optimizer": "sgd", "lr": 0.2, "batch_size": 256, "weight_decay": 0.0, "schedule": "constant"}
+P1_ADAM = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "batch_size": 4096,
+    "weight_decay": 0.0,
+    "schedule": "plateau",
+    "plateau_epochs": 10,
+}
+P1_HARDENING = {"hardening": 3.0}
+P1_MOE = {"importance": 0.1, "load": 0.1}
+
+# What we recommend; dense layers and experts get the same optimiser, schedule and number of trials.
+ADAMW = {"optimizer": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 0.1, "schedule": "cosine"}
+RECIPE = {**ADAMW, "balance": 0.1, "initialise": True}
+
+
+def _trials(settings: dict[str, Any], *changes: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    return tuple({**settings, **change} for change in changes)
+
+
+def quick(data: str) -> Comparison:
+    """Every layer once, on data as small as `digits`, in minutes."""
+    adamw = {**ADAMW, "lr": 5e-3, "batch_size": 64}
+    recipe = {**adamw, "balance": 0.1, "initialise": True}
+    p1 = {**P1_SGD, "batch_size": 64}
+    candidates = (
+        Candidate("dense 128", "dense:width=128", (adamw,)),
+        Candidate("MoE 8 x 16, top 2", "moe:experts=8,expert_width=16", ({**adamw, **P1_MOE},)),
+        Candidate("FFF d4 l8, P1's training", "fff:depth=4,leaf_width=8", ({**p1, **P1_HARDENING},)),
+        Candidate("FFF d4 l8, no hardening loss", "fff:depth=4,leaf_width=8", (p1,)),
+        Candidate("UltraFFF 1x6", "ultra:depth=6", (adamw,)),
+        Candidate("UltraFFF 1x11", "ultra:depth=11", (adamw,)),
+        Candidate("Tree d2 l2", "tree:depth=2,leaf_width=2", (recipe,)),
+        Candidate("Tree d3 l4", "tree:depth=3,leaf_width=4", (recipe,)),
+        Candidate("Tree d4 l8", "tree:depth=4,leaf_width=8", (recipe,)),
+        Candidate("Tree d4 l16", "tree:depth=4,leaf_width=16", (recipe,)),
+    )
+    return Comparison(
+        "quick",
+        "Every layer on small data: where a tree wins against the dense layer of its own inference cost, and where not.",
+        {"data": data, "epochs": 40},
+        with_dense_baselines(candidates, (adamw,)),
+        seeds=4,
+    )
+
+
+def p1_explorative(data: str) -> Comparison:
+    """P1's explorative experiment at training width 128: leaf widths 8, 4, 2, 1."""
+    shapes = ((4, 8, 94.9, 99.3), (5, 4, 93.6, 97.6), (6, 2, 92.4, 96.2), (7, 1, 92.0, 94.1))
+    dropouts = ({}, {"input_dropout": 0.2})
+    dense = _trials(ADAMW, *dropouts)
+    mnist = "mnist" in data.lower() and "fashion" not in data.lower()
+
+    def published(test: float, memorised: float | None = None) -> dict[str, Any]:
+        return {"source": "P1, best of 10", "test_accuracy": test, "memorisation_accuracy": memorised} if mnist else {}
+
+    candidates = (
+        Candidate("dense 128, P1's training", "dense:width=128", (P1_SGD,), published(98.1)),
+        Candidate("dense 128", "dense:width=128", dense),
+        *(
+            Candidate(
+                f"FFF d{d} l{l}, P1's training",
+                f"fff:depth={d},leaf_width={l}",
+                ({**P1_SGD, **P1_HARDENING},),
+                published(test, memorised),
+            )
+            for d, l, test, memorised in shapes
+        ),
+        *(
+            Candidate(f"Tree d{d} l{l}", f"tree:depth={d},leaf_width={l}", _trials(RECIPE, *dropouts))
+            for d, l, _, _ in shapes
+        ),
+    )
+    return Comparison(
+        "p1-explorative",
+        "P1's explorative shapes at training width 128, with P1's training and with ours, beside dense layers.",
+        {"data": data, "epochs": 20},
+        with_dense_baselines(candidates, dense),
+        seeds=3,
+    )
+
+
+def p1_comparison(data: str) -> Comparison:
+    """P1's comparison on CIFAR-10: dense, MoE (experts of 16, top 2), FFF (leaves of 32) at training widths 64..1024."""
+    figures = {64: (49.3, 29.4, 45.9), 128: (51.5, 33.6, 45.5), 256: (52.0, 33.9, 44.4), 512: (52.4, 34.5, 43.7)}
+    figures[1024] = (53.0, 35.2, 41.3)
+    cifar = "cifar10" in data.lower() or "cifar-10" in data.lower()
+    ours = {**ADAMW, "lr": 1e-3, "batch_size": 256, "input_dropout": 0.2, "epochs": 15}
+
+    def published(test: float) -> dict[str, Any]:
+        return {"source": "P1", "test_accuracy": test} if cifar else {}
+
+    candidates: list[Candidate] = []
+    for width, (dense, moe, fff) in figures.items():
+        depth, experts = (width // 32).bit_length() - 1, width // 16
+        tree = f"depth={depth},leaf_width=32"
+        moe_layer = f"moe:experts={experts},expert_width=16"
+        candidates += [
+            Candidate(f"dense {width}, P1's training", f"dense:width={width}", (P1_ADAM,), published(dense)),
+            Candidate(f"MoE {experts} x 16, P1's training", moe_layer, ({**P1_ADAM, **P1_MOE},), published(moe)),
+            Candidate(f"FFF d{depth} l32, P1's training", f"fff:{tree}", ({**P1_ADAM, **P1_HARDENING},), published(fff)),
+            Candidate(f"MoE {experts} x 16, small batches", moe_layer, ({**ours, "importance": 0.01, "load": 0.01},)),
+            Candidate(f"Tree d{depth} l32", f"tree:{tree}", ({**ours, "balance": 0.03, "initialise": True},)),
+        ]
+    return Comparison(
+        "p1-comparison",
+        "P1's comparison of dense, MoE and FFF layers on CIFAR-10 without augmentation, with P1's training and with ours.",
+        {"data": data, "epochs": 60, "patience": 15},
+        with_dense_baselines(tuple(candidates), (ours,)),
+        seeds=3,
+    )
+
+
+def p1_vit(data: str) -> Comparison:
+    """P1's vision transformer on CIFAR-10, training width 128, leaf widths 32 to 1."""
+    base = {"optimizer": "adamw", "lr": 4e-4, "batch_size": 128, "weight_decay": 0.0, "schedule": "cosine"}
+    cifar = "cifar10" in data.lower() or "cifar-10" in data.lower()
+    shapes = ((2, 32, 83.6), (3, 16, 83.2), (4, 8, 82.8), (5, 4, 81.6), (6, 2, 80.1), (7, 1, 79.8))
+
+    def published(test: float) -> dict[str, Any]:
+        return {"source": "P1", "test_accuracy": test} if cifar else {}
+
+    candidates = (
+        Candidate("dense 128", "dense:width=128", (base,), published(84.7)),
+        *(
+            Candidate(
+                f"FFF d{d} l{l}, hardening 5",
+                f"fff:depth={d},leaf_width={l}",
+                ({**base, "hardening": 5.0},),
+                published(test),
+            )
+            for d, l, test in shapes
+        ),
+        *(
+            Candidate(
+                f"Tree d{d} l{l}",
+                f"tree:depth={d},leaf_width={l}",
+                ({**base, "balance": 0.01, "initialise": True},),
+            )
+            for d, l, _ in shapes
+        ),
+    )
+    return Comparison(
+        "p1-vit",
+        "P1's vision transformer (4 layers, hidden 128, patch 4) on CIFAR-10 with augmentation; the feedforward layer varies.",
+        {"data": data, "model": "vit", "epochs": 100, "augment": True},
+        with_dense_baselines(candidates, (base,)),
+        seeds=3,
+    )
+
+
+PRESETS: dict[str, tuple[Callable[[str], Comparison], str]] = {  # with the data that each is meant for
+    "quick": (quick, "digits"),
+    "p1-explorative": (p1_explorative, "ylecun/mnist"),
+    "p1-comparison": (p1_comparison, "uoft-cs/cifar10"),
+    "p1-vit": (p1_vit, "uoft-cs/cifar10"),
+}
+
+
+def preset(
+    name: str, *, data: str | None = None, seeds: int | None = None, only: str | None = None, **settings: Any
+) -> Comparison:
+    """The comparison called `name`.
+
+    Args:
+        name: a key of `PRESETS`.
+        data: instead of the data that the preset is meant for.
+        seeds: runs of every trial, instead of the preset's number.
+        only: keep the candidates whose label contains this text.
+        settings: of `TrainConfig`, in place of the preset's for every candidate.
+
+    Raises:
+        ValueError: unknown preset, or `only` fits no candidate.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    make, meant_for = PRESETS[name]
+    comparison = make(data or meant_for)
+    candidates = tuple(
+        dataclasses.replace(c, trials=tuple({**t, **settings} for t in c.trials))
+        for c in comparison.candidates
+        if only is None or only.lower() in c.label.lower()
+    )
+    if not candidates:
+        labels = ", ".join(c.label for c in comparison.candidates)
+        raise ValueError(f"only={only!r} fits none of the candidates: {labels}")
+    return dataclasses.replace(comparison, candidates=candidates, seeds=seeds or comparison.seeds)

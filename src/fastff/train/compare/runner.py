@@ -1,0 +1,107 @@
+"""Run a comparison: in parallel, never a finished run twice, an interrupted one from where it stopped."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastff.train.compare.comparison import Comparison, Run, runs_of
+from fastff.train.compare.summary import summarise
+from fastff.train.config import TrainConfig
+from fastff.train.data import Data
+from fastff.train.files import write_json
+from fastff.train.loop import Interrupted, load_config_data, load_result, train
+
+
+def compare(
+    comparison: Comparison,
+    folder: str | Path,
+    *,
+    jobs: int = 1,
+    on_result: Callable[[Run, dict[str, Any], int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Train every run of `comparison` that has no result yet, and summarise them.
+
+    Args:
+        comparison: what to run.
+        folder: holds runs/ (one folder a run) and comparison.json, rewritten after every run.
+        jobs: runs at a time, each in a process of its own with its share of the CPU's threads.
+        on_result: called in this process with a run, its result, the number of runs done and of all runs.
+
+    Returns:
+        The content of comparison.json (see `summarise`).
+
+    Raises:
+        ValueError: the data cannot be used, or `folder` cannot be written or holds something damaged.
+        Interrupted: on Ctrl-C; call it again to go on.
+    """
+    folder = Path(folder)
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    runs = runs_of(comparison)
+    _data(*_data_key(runs[0].config))  # fails here, once, if the data cannot be used
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
+    results: dict[str, dict[str, Any]] = {}
+
+    def done(run: Run, result: dict[str, Any]) -> None:
+        results[run.key] = result
+        write_json(folder / "comparison.json", summarise(comparison, results))
+        if on_result:
+            on_result(run, result, len(results), len(runs))
+
+    waiting = []
+    for run in runs:
+        if (run.folder(folder) / "result.json").exists():
+            results[run.key] = load_result(run.folder(folder))
+        else:
+            waiting.append(run)
+    if jobs == 1:
+        for run in waiting:
+            done(run, _train(run, folder))
+    elif waiting:
+        _in_parallel(waiting, folder, min(jobs, len(waiting)), done)
+    summary = summarise(comparison, results)
+    write_json(folder / "comparison.json", summary)
+    return summary
+
+
+def _in_parallel(waiting: list[Run], folder: Path, jobs: int, done: Callable[[Run, dict[str, Any]], None]) -> None:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")  # a forked child would inherit threads that PyTorch already runs
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_use_threads, initargs=(threads,)) as pool:
+        futures: dict[Future[dict[str, Any]], Run] = {pool.submit(_train, run, folder): run for run in waiting}
+        try:
+            for future in as_completed(futures):
+                done(futures[future], future.result())
+        except BaseException as error:
+            pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C reaches the children too, which leave checkpoints
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted from error
+            raise
+
+
+def _use_threads(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def _train(run: Run, folder: Path) -> dict[str, Any]:
+    return train(run.config, run.folder(folder), resume=True, quiet=True, data=_data(*_data_key(run.config)))
+
+
+def _data_key(config: TrainConfig) -> tuple[Any, ...]:
+    return config.data, config.input_column, config.label_column, config.validation, config.limit
+
+
+@lru_cache(maxsize=1)
+def _data(*key: Any) -> Data:
+    """The data of a run, kept for the next run of this process."""
+    names = ("data", "input_column", "label_column", "validation", "limit")
+    return load_config_data(TrainConfig(**dict(zip(names, key, strict=True))))
