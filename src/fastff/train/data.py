@@ -100,8 +100,8 @@ def load_data(
     validation and a test split is its own validation split used. Without a test split, the data's validation split is
     the test split; without either, the last 20 % of a permutation that never changes is. A training split sorted by
     label, as an image folder is, is first shuffled by `seed`, as its end would be one class; nothing else depends on
-    `seed`, and the test split never does. `limit` then keeps the first samples of each split, before validation is
-    cut.
+    `seed`, and the test split never does. `limit` then keeps the first samples of the training split, before validation
+    is cut.
 
     More than 5,000 images are kept decoded under $FASTFF_CACHE (by default ~/.cache/fastff).
 
@@ -131,9 +131,9 @@ def _divide(
         train, test = train[:cut], train[cut:]
     elif (train.labels.diff() >= 0).all():
         train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))]
-    train, test = train[:limit], test[:limit]
+    train = train[:limit]
     if validation is None and kept is not None:
-        return train, kept[:limit], test
+        return train, kept, test
     if len(train) < 2:
         raise DataError(f"data {name!r}: {len(train)} training samples; a validation split is cut from 2 or more")
     if validation is None:

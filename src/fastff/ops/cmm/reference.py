@@ -23,7 +23,7 @@ def cmm_in(x_TI: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> Tensor:
     _, W, I = weight_BWI.shape
     sum_dtype = torch.promote_types(x_TI.dtype, torch.float32)
     out_TSW = x_TI.new_empty(T, S, W)
-    for t in _token_groups(T, S * W * I):
+    for t in token_groups(T, S * W * I, SCRATCH):
         rows = weight_BWI.index_select(0, index_TS[t].flatten()).view(-1, S, W, I).to(sum_dtype)
         out_TSW[t] = rows.mul_(x_TI[t, None, None]).sum(-1)
     return out_TSW
@@ -49,13 +49,14 @@ def cmm_outer(a_TSW: Tensor, x_TI: Tensor, index_TS: Tensor, blocks: int) -> Ten
     I = x_TI.shape[1]
     sum_dtype = torch.promote_types(x_TI.dtype, torch.float32)
     out_BWI = x_TI.new_zeros(blocks, W, I, dtype=sum_dtype)
-    for t in _token_groups(T, S * W * I):
+    for t in token_groups(T, S * W * I, SCRATCH):
         products = a_TSW[t, ..., None].to(sum_dtype) * x_TI[t, None, None]  # (t, S, W, I)
         out_BWI.index_add_(0, index_TS[t].flatten(), products.flatten(0, 1))
     return out_BWI.to(x_TI.dtype)
 
 
-def _token_groups(tokens: int, elements_per_token: int) -> Iterator[slice]:
-    step = max(1, SCRATCH // max(1, elements_per_token))
+def token_groups(tokens: int, elements_per_token: int, most: int) -> Iterator[slice]:
+    """Slices of the tokens, each of at most `most` elements (but one token at least)."""
+    step = max(1, most // max(1, elements_per_token))
     for start in range(0, tokens, step):
         yield slice(start, min(start + step, tokens))

@@ -1,0 +1,176 @@
+"""Plots over all rows: accuracy against width, and curves over epochs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from fastff.train.report.labels import place_labels
+from fastff.train.report.rows import KINDS, Row, Summary, by_kind, dense_of_width, is_routed, kind
+from fastff.train.report.style import (
+    COLOURS,
+    DASHES,
+    KIND_COLOURS,
+    KIND_MARKERS,
+    MARKERS,
+    Picture,
+    accuracy_axis,
+    draw,
+)
+
+STRETCHED = "The accuracy axis is stretched towards 100 %: equal steps are equal ratios of the error."
+
+
+def accuracy_against(summary: Summary, fact: str, axis: str) -> Picture:
+    """Test accuracy of every row against one of its facts, such as inference_width."""
+    rows = summary["rows"]
+    several = any(r["metrics"]["test_accuracy"]["error"] is not None for r in rows)
+    bars = " Bars: one standard error over seeds." if several else ""
+    return draw(
+        lambda figure: _accuracy_against(figure.subplots(), summary, fact, axis),
+        4.6,
+        f"Test accuracy in percent of {len(rows)} layers against {axis}; the numbers are in the table above.",
+        f"Test accuracy against {axis}. The line joins the dense layers.{bars} {STRETCHED}",
+    )
+
+
+def _accuracy_against(ax: Axes, summary: Summary, fact: str, axis: str) -> None:
+    rows = summary["rows"]
+    ends = [_y(r) + sign * _error(r) for r in rows for sign in (-1, 1)]
+    accuracy_axis(ax, min(ends), min(100.0, max(ends)), ticks=8)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=14))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.margins(x=0.12)
+    for name, members in by_kind(rows).items():
+        members = sorted(members, key=lambda r: r["facts"][fact])
+        line = [r for r in members if r is dense_of_width(summary, r["facts"]["inference_width"])]
+        if name == "dense":
+            ax.plot([r["facts"][fact] for r in line], [_y(r) for r in line], color="#888888", zorder=2)
+        ax.errorbar(
+            [r["facts"][fact] for r in members],
+            [_y(r) for r in members],
+            yerr=[_error(r) for r in members] if any(map(_error, members)) else None,
+            fmt=KIND_MARKERS.get(name, "*"),
+            color=KIND_COLOURS.get(name, "#CC79A7"),
+            markersize=6,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            elinewidth=1,
+            capsize=2.5,
+            label=KINDS.get(name, name),
+            zorder=3,
+        )
+    ax.set_xlabel(f"{axis} (logarithmic)")
+    ax.set_ylabel("test accuracy (%)")
+    ax.figure.legend(loc="outside upper center", ncols=5)
+    _label_points(ax, rows, fact)
+
+
+def _label_points(ax: Axes, rows: list[Row], fact: str) -> None:
+    """Name the rows that are not dense: a dense layer's width says which it is."""
+    points = [(float(r["facts"][fact]), _y(r)) for r in rows]
+    named = [kind(r) != "dense" for r in rows]
+    ax.figure.draw_without_rendering()  # the layout, on which the room for labels depends
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
+    place_labels(
+        ax,
+        [p for p, name in zip(points, named, strict=True) if name],
+        [r["label"] for r, name in zip(rows, named, strict=True) if name],
+        [p for p, name in zip(points, named, strict=True) if not name],
+    )
+
+
+def _y(row: Row) -> float:
+    return row["metrics"]["test_accuracy"]["mean"]
+
+
+def _error(row: Row) -> float:
+    return row["metrics"]["test_accuracy"]["error"] or 0.0
+
+
+def learning_curves(rows: list[Row]) -> Picture:
+    """Validation accuracy over epochs, one panel per kind of layer."""
+    values = sorted(v for r in rows for v in r["curves"]["validation_accuracy"])
+    low, high = values[len(values) // 50], values[-1]  # the first epochs of a few rows would squeeze the rest
+
+    def axis(ax: Axes) -> None:
+        accuracy_axis(ax, min(low, high - 0.5), high, ticks=6)
+        ax.set_ylabel("accuracy (%)")
+
+    return _curves(
+        rows,
+        lambda r: r["curves"]["validation_accuracy"],
+        axis,
+        "Validation accuracy over epochs",
+        f"Validation accuracy over epochs, first seed of each row. {STRETCHED}",
+    )
+
+
+def entropy_curves(rows: list[Row]) -> Picture | None:
+    """Mean node entropy over epochs of the tree layers; None if there are none."""
+    rows = [r for r in rows if r["curves"].get("mean_entropy") and kind(r) != "moe"]
+
+    def axis(ax: Axes) -> None:
+        ax.set_ylim(-0.02, 0.72)
+        ax.axhline(0.6931, color="#999999", linewidth=0.8, linestyle=":")
+        ax.set_ylabel("entropy (nats)")
+
+    text = "Mean entropy of the nodes' decisions over epochs"
+    caption = f"{text}, first seed: 0 is a hard decision, ln 2 ≈ 0.69 (dotted) a fair coin."
+    return _curves(rows, lambda r: r["curves"]["mean_entropy"], axis, text, caption) if rows else None
+
+
+def leaf_curves(rows: list[Row]) -> Picture | None:
+    """Effective leaves over epochs as a share of all leaves; None if no row has leaves."""
+    rows = [r for r in rows if is_routed(r) and r["curves"].get("effective_leaves")]
+
+    def axis(ax: Axes) -> None:
+        ax.set_ylim(-3, 103)
+        ax.axhline(25, color="#999999", linewidth=0.8, linestyle=":")
+        ax.set_ylabel("of all leaves (%)")
+
+    def shares(row: Row) -> list[float]:
+        return [100 * v / row["leaves"] for v in row["curves"]["effective_leaves"]]
+
+    text = "Effective leaves over epochs as a share of all leaves or experts"
+    caption = f"{text} (the exponential of the entropy of their use), first seed. Below the dotted line: collapsed."
+    return _curves(rows, shares, axis, text, caption) if rows else None
+
+
+def _curves(
+    rows: list[Row], values: Callable[[Row], list[Any]], axis: Callable[[Axes], None], alt: str, caption: str
+) -> Picture:
+    groups = by_kind(rows)
+    heights = [max(1.5, 0.35 + 0.165 * len(members)) for members in groups.values()]
+
+    def fill(figure: Figure) -> None:
+        axes = figure.subplots(len(groups), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+        for ax, (name, members) in zip(axes, groups.items(), strict=True):
+            axis(ax)
+            ax.set_title(KINDS.get(name, name))
+            for i, row in enumerate(members):
+                _curve(ax, values(row), row["label"], i)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
+        axes[-1].set_xlabel("epoch")
+
+    labels = ", ".join(r["label"] for r in rows)
+    return draw(fill, sum(heights) + 0.5, f"{alt}, one panel for each kind of layer. Lines: {labels}.", caption)
+
+
+def _curve(ax: Axes, values: list[Any], label: str, i: int) -> None:
+    marks = max(1, len(values) // 8)
+    ax.plot(
+        range(1, len(values) + 1),
+        values,
+        color=COLOURS[i % len(COLOURS)],
+        linestyle=DASHES[i % len(DASHES)],
+        marker=MARKERS[i % len(MARKERS)],
+        markersize=3.5,
+        markevery=(min(i, len(values) - 1) % marks, marks),
+        label=label if not label.startswith("_") else " " + label,  # an underscore would hide it from the legend
+    )

@@ -1,0 +1,188 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastff.train import Interrupted, TrainConfig, load_data, train
+from fastff.train import loop as loop_module
+from fastff.train.log import collapse_warning
+
+SMALL = {"limit": 300, "validation": 60, "epochs": 3, "batch_size": 32}
+
+
+def config(**settings) -> TrainConfig:
+    return TrainConfig(**{**SMALL, **settings})
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer": "tree:depth=2,leaf_width=4", "balance": 0.1, "initialise": True, "lr": 5e-3},
+        {"layer": "fff:depth=2,leaf_width=4,region_leak=0.05", "hardening": 0.1, "optimizer": "sgd", "lr": 0.2},
+        {"layer": "moe:experts=4,expert_width=8", "importance": 0.1, "load": 0.1, "lr": 5e-3},
+        {"layer": "dense:width=16", "schedule": "plateau", "plateau_epochs": 1, "lr": 5e-3},
+        {"layer": "fff:depth=1,leaf_width=8", "optimizer": "blockwise-adam", "block_batch": 8, "lr": 5e-3},
+        {"layer": "ultra:depth=2,trees=2", "accumulation": 3, "clip": 1.0, "input_dropout": 0.1, "lr": 5e-3},
+        {"layer": "tree:depth=1,leaf_width=4", "precision": "bf16", "lr": 5e-3},
+    ],
+    ids=lambda s: s["layer"].split(":")[0],
+)
+def test_training_learns_and_writes_its_folder(tmp_path, settings):
+    c = config(epochs=8, **settings)
+    result = train(c, tmp_path / "run", quiet=True)
+    assert result["history"][-1]["loss"] < result["history"][0]["loss"]
+    assert result["test_accuracy"] > 20  # chance is 10
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"config.json", "metrics.jsonl", "model.safetensors", "result.json", "tensorboard"} <= names
+    assert "checkpoints" not in names
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 9))
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    best = max(lines, key=lambda line: line["validation_accuracy"])
+    assert result["validation_accuracy"] == best["validation_accuracy"]
+    assert result["best_epoch"] == best["epoch"]
+
+
+def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path):
+    plain = train(config(layer="dense:width=8", epochs=1, optimizer="sgd", lr=0.1), tmp_path / "a", quiet=True)
+    parts = train(
+        config(layer="dense:width=8", epochs=1, optimizer="sgd", lr=0.1, accumulation=5), tmp_path / "b", quiet=True
+    )
+    assert plain["history"][0]["loss"] == pytest.approx(parts["history"][0]["loss"], rel=1e-6)
+    for a, b in zip(weights(tmp_path / "a").values(), weights(tmp_path / "b").values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(config(epochs=1, seed=seed), tmp_path / name, quiet=True)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+RESUMED = config(
+    layer="fff:depth=2,leaf_width=4,region_leak=0.1,dropout=0.1",
+    input_dropout=0.1,
+    hardening=0.1,
+    hardening_schedule="warmup",
+    lr=5e-3,
+)
+
+
+@pytest.mark.parametrize("stop_after", [1, 9, 17])
+def test_an_interrupt_resumes_to_the_same_weights(tmp_path, monkeypatch, stop_after):
+    expected = train(RESUMED, tmp_path / "whole", quiet=True)
+    steps = 0
+    step = loop_module._Run._step
+
+    def interrupted_step(self, batch):
+        nonlocal steps
+        steps += 1
+        if steps == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr(loop_module._Run, "_step", interrupted_step)
+    with pytest.raises(Interrupted):
+        train(RESUMED, tmp_path / "parts", quiet=True)
+    assert not (tmp_path / "parts" / "result.json").exists()
+    found = train(RESUMED, tmp_path / "parts", quiet=True, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    drop_times = lambda r: [{k: v for k, v in row.items() if k != "seconds"} for row in r["history"]]  # noqa: E731
+    assert drop_times(found) == drop_times(expected)
+
+
+KILLED = """
+import sys
+from fastff.train import TrainConfig, train
+train(TrainConfig.read(__import__("pathlib").Path(sys.argv[1])), sys.argv[2], resume=True, quiet=True,
+      checkpoint_seconds=0.0)
+"""
+
+
+def test_a_kill_at_any_moment_resumes_to_the_same_weights(tmp_path):
+    c = config(layer="tree:depth=2,leaf_width=4,gradient=sampled", input_dropout=0.1, lr=5e-3, epochs=6)
+    train(c, tmp_path / "whole", quiet=True)
+    (tmp_path / "config.json").write_text(json.dumps(c.to_dict()))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(tmp_path / "parts")]
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    seen = 0
+    for kills in range(2):
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            found = max((int(p.name[5:]) for p in checkpoints.glob("step-*")), default=0)
+            if found > seen + 3:
+                seen = found
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"kill {kills}: the run had ended before it could be killed"
+    assert not (tmp_path / "parts" / "result.json").exists()
+    train(c, tmp_path / "parts", quiet=True, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_finished_run_is_returned_and_never_overwritten(tmp_path):
+    c = config(epochs=1)
+    first = train(c, tmp_path, quiet=True)
+    assert train(c, tmp_path, quiet=True, resume=True) == first
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(c, tmp_path, quiet=True)
+    with pytest.raises(ValueError, match=r"lr=0\.002 \(now 0\.1\)"):
+        train(config(epochs=1, lr=0.1), tmp_path, quiet=True, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module._Run, "finish", lambda self: {})
+    train(config(epochs=1), tmp_path, quiet=True, checkpoint_seconds=0.0)
+    [checkpoint] = (tmp_path / "checkpoints").iterdir()
+    (checkpoint / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=f"{checkpoint.name} cannot be restored"):
+        train(config(epochs=1), tmp_path, quiet=True, resume=True)
+
+
+def test_patience_ends_training(tmp_path):
+    result = train(config(layer="dense:width=8", lr=0.0, epochs=20, patience=2), tmp_path, quiet=True)
+    assert result["epochs"] == 3
+    assert result["best_epoch"] == 1
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        train(config(), tmp_path / "file" / "run", quiet=True)
+
+
+def test_collapse_is_warned_of_once_in_words_that_help(tmp_path, capsys):
+    c = config(layer="fff:depth=4,leaf_width=2", optimizer="sgd", lr=0.2, hardening=10.0, epochs=4)
+    train(c, tmp_path)
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("has collapsed") == 1
+    assert "balance" in text
+
+
+def test_no_warning_without_collapse():
+    assert collapse_warning({"layer": {"leaves": 16, "effective_leaves": 12.0}}) is None
+    assert collapse_warning({"layer": {"leaves": 2, "effective_leaves": 1.0}}) is None
+    assert "1.5 of its 16" in (collapse_warning({"layer": {"leaves": 16, "effective_leaves": 1.5}}) or "")
+
+
+def test_data_can_be_given_and_are_not_loaded_again(tmp_path, monkeypatch):
+    data = load_data("digits", limit=300, validation=60)
+    monkeypatch.setattr(loop_module, "load_data", lambda *a, **k: pytest.fail("loaded again"))
+    assert train(config(epochs=1), tmp_path, quiet=True, data=data)["samples"]["train"] == 240
