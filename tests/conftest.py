@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF
-from fastff.ops import GRADIENTS
+from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend
 
 IN, OUT = 6, 5
 
@@ -74,12 +74,21 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+# What stands behind the operators, so that a watch sees what they allocate too.
+_INSIDE = {f"fastff::{op.__name__}": op for op in (o._init_fn for o in (cmm_in, cmm_out, cmm_outer, descend))}
+
+
 class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.largest, self.shapes = 0, set()
+        self.largest = 0
+        self.shapes: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inside = _INSIDE.get(func.name())
+        if inside is not None:
+            with self:
+                return inside(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor):

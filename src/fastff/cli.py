@@ -57,6 +57,8 @@ def main() -> None:
         message = getattr(error, "format_message", None)  # typer's own errors of usage
         if message is None:
             raise
+        if not message():  # the help has been shown in its place
+            sys.exit(2)
         _fail(message())
 
 

@@ -35,7 +35,7 @@ def parse_layer(text: str) -> tuple[type[FeedForwardLayer], dict[str, Any]]:
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if not equals or key not in known:
-            raise ValueError(f"layer {name!r} takes {', '.join(k + '=' for k in known)} got {item!r} in {text!r}")
+            raise ValueError(f"layer {name!r} takes {', '.join(known)}; got {item!r} in {text!r}")
         options[key] = _value(value)
     return layer, options
 

@@ -1,6 +1,8 @@
 """The training loop: Accelerate runs it on one process or many; it can be killed at any moment and resumed."""
 
+import json
 import math
+import shutil
 import signal
 import threading
 import time
@@ -74,10 +76,11 @@ def train(
         Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
     """
     folder = Path(folder)
-    finished = _open_folder(config, folder, resume)
+    finished = _finished(config, folder, resume)
     if finished is not None:
         return finished
     run = _Run(config, folder, data or load_config_data(config), checkpoint_seconds)
+    _make_folder(config, folder)  # only now, so that settings that cannot run leave nothing behind
     log = RunLog(folder, run.progress.history, f"{config.layer} on {config.data}", quiet or not run.main)
     try:
         with _interrupts() as interrupted:
@@ -107,30 +110,31 @@ def load_config_data(config: TrainConfig) -> Data:
     )
 
 
-def _open_folder(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """Make the folder, or check that it holds the same run; returns the result if that run is finished."""
+def _finished(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The result of the run in `folder` if it is finished; ValueError if the folder holds what cannot be resumed."""
     path = folder / "config.json"
-    if path.exists():
-        if not resume:
-            raise ValueError(f"folder {str(folder)!r} already holds a run: resume it, or name another folder")
-        before = TrainConfig.read(path)
-        changed = [k for k, v in config.to_dict().items() if getattr(before, k) != v]
-        if changed:
-            was = ", ".join(f"{k}={getattr(before, k)!r} (now {getattr(config, k)!r})" for k in changed)
-            raise ValueError(f"folder {str(folder)!r} holds a run with other settings: {was}")
-        return load_result(folder) if (folder / "result.json").exists() else None
+    if not path.exists():
+        return None
+    if not resume:
+        raise ValueError(f"folder {str(folder)!r} already holds a run: resume it, or name another folder")
+    before = TrainConfig.read(path)
+    changed = [k for k, v in config.to_dict().items() if getattr(before, k) != v]
+    if changed:
+        was = ", ".join(f"{k}={getattr(before, k)!r} (now {getattr(config, k)!r})" for k in changed)
+        raise ValueError(f"folder {str(folder)!r} holds a run with other settings: {was}")
+    return load_result(folder) if (folder / "result.json").exists() else None
+
+
+def _make_folder(config: TrainConfig, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, config.to_dict())
+        write_json(folder / "config.json", config.to_dict())
     except OSError as error:
         raise ValueError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
-    return None
 
 
 def load_result(folder: Path) -> dict[str, Any]:
     """Read a finished run's result.json; ValueError if it is missing or damaged."""
-    import json
-
     try:
         return json.loads((folder / "result.json").read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -262,8 +266,6 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best epoch's weights on the test data, once, and write result.json."""
-        import shutil
-
         p, accelerator, data = self.progress, self.accelerator, self.data
         accelerator.wait_for_everyone()
         self.plain.load_state_dict(load_file(self.folder / "model.safetensors"))

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def write_report(folder: Path) -> Path:
         raise ValueError(f"{path} is not the comparison.json of this version of fastff: {error!r}") from error
     report = folder / "report.html"
     try:
-        write_atomically(report, lambda p: p.write_text(html, encoding="utf-8", newline="\n"))
+        write_atomically(report, lambda p: p.write_bytes(html.encode()) and None)
     except OSError as error:
         raise ValueError(f"{report} cannot be written: {error.strerror}") from None
     return report
@@ -80,7 +81,7 @@ def _load(path: Path) -> Summary:
     return summary
 
 
-def _fits(value: Any, types: dict[str, type]) -> bool:
+def _fits(value: Any, types: Mapping[str, type]) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in types.items())
 
 

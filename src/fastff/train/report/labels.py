@@ -2,6 +2,7 @@
 
 from matplotlib.axes import Axes
 
+Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 SIZE = 7.5
@@ -9,9 +10,7 @@ _CHARACTER = 0.58 * SIZE  # points; width of a mean character
 _STEPS = (0, 10, -10, 20, -20, 31, -31, 42, -42, 54, -54, 66, -66, 80, -80, 95, -95)
 
 
-def place_labels(
-    ax: Axes, points: list[tuple[float, float]], labels: list[str], avoid: list[tuple[float, float]]
-) -> None:
+def place_labels(ax: Axes, points: list[Point], labels: list[str], avoid: list[Point]) -> None:
     """Write each of `labels` beside its point (data coordinates), near it where there is room.
 
     Args:
@@ -21,7 +20,7 @@ def place_labels(
     """
     scale = 72 / ax.figure.dpi
 
-    def position(point: tuple[float, float]) -> tuple[float, float]:
+    def position(point: Point) -> Point:
         x, y = ax.transData.transform(point)
         return x * scale, y * scale
 

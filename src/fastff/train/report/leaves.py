@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fastff.train.report.rows import Row, is_routed, kind
-from fastff.train.report.style import KIND_COLOURS, Picture, draw
+from fastff.train.report.style import Picture, colour_of, draw
 
 HEAT_MAPS = 4
 GRIDS = 3
@@ -92,7 +92,7 @@ def leaf_usage(rows: list[Row]) -> Picture | None:
         axes = figure.subplots(lines, 3, squeeze=False)
         for ax, row in zip(axes.flat, rows, strict=False):
             shares = np.sort(_shares(row))[::-1]
-            ax.stairs(shares, np.arange(len(shares) + 1), fill=True, color=KIND_COLOURS.get(kind(row), "#CC79A7"))
+            ax.stairs(shares, np.arange(len(shares) + 1), fill=True, color=colour_of(kind(row)))
             ax.axhline(100 / len(shares), color="#000000", linewidth=0.9, linestyle="--")
             ax.set_xlim(0, len(shares))
             ax.set_ylim(0, None)

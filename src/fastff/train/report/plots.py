@@ -1,10 +1,12 @@
 """Plots over all rows: accuracy against width, and curves over epochs."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from fastff.train.report.labels import place_labels
@@ -12,14 +14,15 @@ from fastff.train.report.rows import KINDS, Row, Summary, by_kind, dense_of_widt
 from fastff.train.report.style import (
     COLOURS,
     DASHES,
-    KIND_COLOURS,
     KIND_MARKERS,
     MARKERS,
     Picture,
     accuracy_axis,
+    colour_of,
     draw,
 )
 
+DIRECT_LABELS = 10  # more points are numbered
 STRETCHED = "The accuracy axis is stretched towards 100 %: equal steps are equal ratios of the error."
 
 
@@ -44,7 +47,9 @@ def _accuracy_against(ax: Axes, summary: Summary, fact: str, axis: str) -> None:
     ax.xaxis.set_major_locator(LogLocator(base=2, numticks=14))
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.margins(x=0.12)
+    low, high = min(r["facts"][fact] for r in rows), max(r["facts"][fact] for r in rows)
+    margin = max(0.5, 0.1 * math.log2(high / low))
+    ax.set_xlim(low / 2**margin, high * 2**margin)
     for name, members in by_kind(rows).items():
         members = sorted(members, key=lambda r: r["facts"][fact])
         line = [r for r in members if r is dense_of_width(summary, r["facts"]["inference_width"])]
@@ -55,33 +60,42 @@ def _accuracy_against(ax: Axes, summary: Summary, fact: str, axis: str) -> None:
             [_y(r) for r in members],
             yerr=[_error(r) for r in members] if any(map(_error, members)) else None,
             fmt=KIND_MARKERS.get(name, "*"),
-            color=KIND_COLOURS.get(name, "#CC79A7"),
+            color=colour_of(name),
             markersize=6,
             markeredgecolor="white",
             markeredgewidth=0.6,
             elinewidth=1,
             capsize=2.5,
-            label=KINDS.get(name, name),
             zorder=3,
         )
     ax.set_xlabel(f"{axis} (logarithmic)")
     ax.set_ylabel("test accuracy (%)")
-    ax.figure.legend(loc="outside upper center", ncols=5)
-    _label_points(ax, rows, fact)
+    _name_points(ax, rows, fact)
 
 
-def _label_points(ax: Axes, rows: list[Row], fact: str) -> None:
-    """Name the rows that are not dense: a dense layer's width says which it is."""
-    points = [(float(r["facts"][fact]), _y(r)) for r in rows]
-    named = [kind(r) != "dense" for r in rows]
+def _name_points(ax: Axes, rows: list[Row], fact: str) -> None:
+    """Name the rows that are not dense (a dense layer's width says which it is): beside them, many by number."""
+    named = [r for r in rows if kind(r) != "dense"]
+    labels = [r["label"] for r in named]
+    if len(named) <= DIRECT_LABELS:
+        names = [(name, KINDS.get(name, name)) for name in by_kind(rows)]
+        ax.figure.legend(handles=[_marker(*n) for n in names], loc="outside upper center", ncols=5)
+    else:
+        numbered = [(kind(r), f"{i}  {r['label']}") for i, r in enumerate(named, 1)]
+        dense = [("dense", KINDS["dense"])] if len(named) < len(rows) else []
+        ax.figure.legend(handles=[_marker(*n) for n in dense + numbered], loc="outside right center", labelspacing=0.35)
+        labels = [str(i) for i in range(1, len(named) + 1)]
     ax.figure.draw_without_rendering()  # the layout, on which the room for labels depends
-    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
-    place_labels(
-        ax,
-        [p for p, name in zip(points, named, strict=True) if name],
-        [r["label"] for r, name in zip(rows, named, strict=True) if name],
-        [p for p, name in zip(points, named, strict=True) if not name],
-    )
+    others = [_point(r, fact) for r in rows if kind(r) == "dense"]
+    place_labels(ax, [_point(r, fact) for r in named], labels, others)
+
+
+def _marker(name: str, label: str) -> Line2D:
+    return Line2D([], [], linestyle="", marker=KIND_MARKERS.get(name, "*"), color=colour_of(name), label=label)
+
+
+def _point(row: Row, fact: str) -> tuple[float, float]:
+    return float(row["facts"][fact]), _y(row)
 
 
 def _y(row: Row) -> float:

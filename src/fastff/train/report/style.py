@@ -81,6 +81,11 @@ def _inline(svg: str) -> str:
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)  # its frame carries the description
 
 
+def colour_of(kind: str) -> str:
+    """The colour of a kind of layer."""
+    return KIND_COLOURS.get(kind, "#CC79A7")
+
+
 def accuracy_axis(ax: Axes, low: float, high: float, *, ticks: int) -> None:
     """An accuracy axis (percent) on which equal steps are equal ratios of the error, so that 98 and 99 stay apart."""
     from numpy import clip, log10  # arrays come in from matplotlib

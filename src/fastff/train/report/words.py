@@ -12,6 +12,7 @@ _VERBS = {
     "behind": "is behind",
     "level": "is level with",
 }
+_PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"  # numbers stay on one line
 _TALLY = {  # after a number
     "wins": "better",
     "loses": "worse",
@@ -70,9 +71,9 @@ def _verdict(summary: Summary, row: Row) -> tuple[str, str, str]:
     width = row["facts"]["inference_width"]
     if difference is None:
         return row["label"], "none", f"has no dense layer of its executed width ({width}) beside it."
-    accuracies = f"{_accuracy(row)} against {_accuracy(difference.dense)}\N{NO-BREAK SPACE}%"
+    accuracies = f"{_accuracy(row)} against {_accuracy(difference.dense)} %"
     text = f"{_VERBS[difference.verdict]} {difference.dense['label']}: {difference} points ({accuracies})."
-    return row["label"], difference.verdict, text
+    return row["label"], difference.verdict, text.replace(" ± ", _PLUS_MINUS).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _accuracy(row: Row) -> str:
