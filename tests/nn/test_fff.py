@@ -57,7 +57,11 @@ def test_hard_equals_soft_where_decisions_are_certain(depth):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_equal_leaves_make_it_a_dense_layer(training):
-    layer, dense, x = make().train(training), FeedForward(6, 5, width=2, activation="gelu", dtype=torch.float64), tokens()
+    layer, dense, x = (
+        make().train(training),
+        FeedForward(6, 5, width=2, activation="gelu", dtype=torch.float64),
+        tokens(),
+    )
     with torch.no_grad():
         for name, p in zip(LEAF, dense.parameters(), strict=True):
             getattr(layer, name).copy_(p.expand_as(getattr(layer, name)))

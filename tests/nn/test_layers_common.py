@@ -62,7 +62,9 @@ def test_non_contiguous_input_gives_the_same(variant):
     torch.testing.assert_close(layer(expanded), layer(expanded.contiguous()), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.006), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.006), (torch.float32, 1e-5)]
+)
 def test_low_precision_is_close_to_float64(variant, dtype, tolerance):
     layer = variant(dtype).eval()
     x = torch.randn(200, IN).to(dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastff.nn import TreeFeedForward, UltraFFF
 
 
+@torch.no_grad()
 def slow_ultra(layer: UltraFFF, x: Tensor) -> Tensor:
     """From the root, on depth + 1 levels: v = w_in . x + b_in, add gelu(v) * w_out, go right when v >= 0."""
     y = torch.zeros(len(x), layer.out_features, dtype=x.dtype)

@@ -74,7 +74,9 @@ def test_runs_in_parallel_give_the_same_figures(tmp_path):
     one = compare(small(1), tmp_path / "one")
     two = compare(small(1), tmp_path / "two", jobs=2)
     for a, b in zip(one["rows"], two["rows"], strict=True):
-        assert a["metrics"]["test_accuracy"]["values"] == pytest.approx(b["metrics"]["test_accuracy"]["values"], abs=2.0)
+        assert a["metrics"]["test_accuracy"]["values"] == pytest.approx(
+            b["metrics"]["test_accuracy"]["values"], abs=2.0
+        )
 
 
 def test_every_setting_changes_the_folder_of_a_run():

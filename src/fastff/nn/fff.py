@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastff.nn.layer import new_parameter, one_of, probability, uniform_, whole_number
 from fastff.nn.routed import TreeLayer
@@ -42,6 +42,9 @@ class FFF(TreeLayer):
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
+    node_weight: nn.Parameter
+    node_bias: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -75,7 +78,13 @@ class FFF(TreeLayer):
             "leaf_b2": (L, O),
         }
         if M:
-            shapes |= {"master_w1": (M, I), "master_b1": (M,), "master_w2": (M, O), "master_b2": (O,), "master_gate": ()}
+            shapes |= {
+                "master_w1": (M, I),
+                "master_b1": (M,),
+                "master_w2": (M, O),
+                "master_b2": (O,),
+                "master_gate": (),
+            }
         for name, shape in shapes.items():
             self.register_parameter(name, new_parameter(*shape, device=device, dtype=dtype))
         self.reset_parameters()
@@ -178,7 +187,9 @@ class FFF(TreeLayer):
         }
 
     def extra_repr(self) -> str:
-        extra = "".join(f", {n}={getattr(self, n)}" for n in ("dropout", "region_leak", "master_width") if getattr(self, n))
+        extra = "".join(
+            f", {n}={getattr(self, n)}" for n in ("dropout", "region_leak", "master_width") if getattr(self, n)
+        )
         return (
             f"{self.in_features}, {self.out_features}, depth={self.depth}, leaf_width={self.leaf_width}, "
             f"activation={self.activation!r}{extra}"

@@ -1,6 +1,7 @@
 """What all feedforward layers share: the check of arguments and input, and the handling of autocast and shapes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,8 +49,11 @@ def uniform_(parameter: Tensor, fan: int) -> None:
 class FeedForwardLayer(nn.Module):
     """Base of the layers: (..., in_features) -> (..., out_features) through `forward_tokens` on (T, in_features).
 
-    Subclasses give `training_width` and `inference_width`, the neurons of a token in training and in inference.
+    Subclasses give the widths, the multiply-adds, and `forward_tokens`: x (T, in_features) and the layer's parameters by
+    name, in the dtype of x -> (T, out_features).
     """
+
+    forward_tokens: Callable[..., Tensor]
 
     def __init__(self, in_features: int, out_features: int | None, activation: str) -> None:
         super().__init__()
@@ -59,18 +63,16 @@ class FeedForwardLayer(nn.Module):
 
     @property
     def training_width(self) -> int:
+        """Neurons that the layer has."""
         raise NotImplementedError
 
     @property
     def inference_width(self) -> int:
+        """Neurons that one token runs in inference."""
         raise NotImplementedError
 
     def multiply_adds(self, *, training: bool) -> int:
         """Multiply-adds of one token's forward: products of an input or hidden value with a weight, biases left out."""
-        raise NotImplementedError
-
-    def forward_tokens(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        """The layer on (T, in_features); `parameters` are those of `self.parameters()` in the dtype of `x`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ class FeedForwardLayer(nn.Module):
             ValueError: the last dimension is not in_features.
         """
         self._check_input(x)
-        parameters = dict(self.named_parameters(recurse=False))
+        parameters: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
         device_type = x.device.type
         if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device_type)
@@ -102,7 +104,9 @@ class FeedForwardLayer(nn.Module):
             what = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a floating-point tensor, got {what}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"x must have {self.in_features} features in its last dimension, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"x must have {self.in_features} features in its last dimension, got shape {tuple(x.shape)}"
+            )
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the dtype of the parameters, {dtype}, or autocast be on; got {x.dtype}")

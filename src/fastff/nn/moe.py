@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastff.nn.layer import new_parameter, probability, uniform_, whole_number
 from fastff.nn.routed import RoutedLayer
@@ -34,6 +34,13 @@ class MoE(RoutedLayer):
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
+
+    gate_weight: nn.Parameter
+    noise_weight: nn.Parameter
+    expert_w1: nn.Parameter
+    expert_b1: nn.Parameter
+    expert_w2: nn.Parameter
+    expert_b2: nn.Parameter
 
     def __init__(
         self,

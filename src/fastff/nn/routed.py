@@ -1,5 +1,6 @@
 """Layers that route: they keep what their last forward decided, for `routing` and `auxiliary_loss`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +14,11 @@ class RoutedLayer(FeedForwardLayer):
     """A layer that remembers the tensors of its last routing. They are no state: not saved, copied or exported."""
 
     _record: tuple[Tensor, ...] | None = None
+    _routing: Callable[..., Routing]  # from the remembered tensors
 
     def _remember(self, *tensors: Tensor) -> None:
         if not torch.compiler.is_exporting():
             self._record = tensors
-
-    def _routing(self, *record: Tensor) -> Routing:
-        raise NotImplementedError
 
     @property
     def routing(self) -> Routing:

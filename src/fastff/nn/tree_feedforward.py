@@ -46,6 +46,9 @@ class TreeFeedForward(TreeLayer):
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
+    node_weight: nn.Parameter
+    node_bias: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -107,7 +110,9 @@ class TreeFeedForward(TreeLayer):
     def multiply_adds(self, *, training: bool) -> int:
         """In training with the other sides that the gradient of the decisions follows (the mean, if sampled)."""
         D, W = self.depth, self.leaf_width
-        other_nodes, other_leaves = {"exact": (D * (D - 1) / 2, D), "sampled": ((D - 1) / 2, 1)}.get(self.gradient, (0, 0))
+        other_nodes, other_leaves = {"exact": (D * (D - 1) / 2, D), "sampled": ((D - 1) / 2, 1)}.get(
+            self.gradient, (0, 0)
+        )
         neurons = D + W + (other_nodes + other_leaves * W if training and D else 0)
         return round(self.trees * neurons * (self.in_features + self.out_features))
 

@@ -27,7 +27,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` an option for every field of `TrainConfig`, in place of its `**settings`."""
     parameters = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
     for field in dataclasses.fields(TrainConfig):
-        option = Annotated[field.type, typer.Option(help=field.metadata["help"])]  # type: ignore[valid-type]
+        option = Annotated[field.type, typer.Option(help=field.metadata["help"])]  # type: ignore[name-defined]
         parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=option)
         )

@@ -95,9 +95,7 @@ def can_soften(model: nn.Module) -> bool:
     return any(isinstance(m, FFF) and m.depth for m in model.modules())
 
 
-def evaluate(
-    model: nn.Module, data: Data, split: Split, *, soft: bool = False, accelerator: Any = None
-) -> Evaluation:
+def evaluate(model: nn.Module, data: Data, split: Split, *, soft: bool = False, accelerator: Any = None) -> Evaluation:
     """Run `model` over `split` in eval mode.
 
     Args:
@@ -155,7 +153,7 @@ def _add_use(model: nn.Module, layers: dict[str, LayerUse]) -> None:
             layers[name] = LayerUse(leaves, nodes, entropy)
 
 
-def mean_inputs(model: nn.Module, layer: nn.Module, data: Data, split: Split) -> Tensor:
+def mean_inputs(model: nn.Module, layer: RoutedLayer, data: Data, split: Split) -> Tensor:
     """The mean of the raw inputs that reach each leaf of the first tree of `layer`, over a split.
 
     Args:

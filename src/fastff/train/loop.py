@@ -304,7 +304,6 @@ class _Run:
         accelerator.wait_for_everyone()
         return result
 
-
     def _keep_mean_inputs(self) -> None:
         """For the report: which images end in which leaf, where the layer is alone on the images and routes."""
         layer = getattr(self.plain, "layer", None)

@@ -48,7 +48,7 @@ def cmm_outer(a_TSW: Tensor, x_TI: Tensor, index_TS: Tensor, blocks: int) -> Ten
 
 def _sorting_pays(index_TS: Tensor, blocks: int, rows: int) -> bool:
     """Whether the fixed cost of one product a block is repaid: several rows, and at least two tokens a block."""
-    return rows > 1 and index_TS.numel() >= 2 * blocks
+    return rows >= 4 and index_TS.numel() >= 2 * blocks
 
 
 def _sort(index_TS: Tensor, blocks: int) -> tuple[Tensor, Iterator[tuple[int, slice]]]:

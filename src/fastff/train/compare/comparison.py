@@ -82,15 +82,15 @@ def runs_of(comparison: Comparison) -> list[Run]:
     ]
 
 
-def with_dense_baselines(candidates: tuple[Candidate, ...], trials: tuple[dict[str, Any], ...]) -> tuple[Candidate, ...]:
+def with_dense_baselines(
+    candidates: tuple[Candidate, ...], trials: tuple[dict[str, Any], ...]
+) -> tuple[Candidate, ...]:
     """Add, for every inference width among the candidates, the dense layer of that width: the fair question.
 
     Args:
         candidates: the rows so far; the width of a dense row among them that is trained the same way is not added.
         trials: of the added rows.
     """
-    dense = {
-        parse_layer(c.layer)[1]["width"] for c in candidates if c.layer.startswith("dense") and c.trials == trials
-    }
+    dense = {parse_layer(c.layer)[1]["width"] for c in candidates if c.layer.startswith("dense") and c.trials == trials}
     widths = sorted({build_layer(c.layer, 1).inference_width for c in candidates} - dense)
     return (*candidates, *(Candidate(f"dense {w}", f"dense:width={w}", trials) for w in widths))

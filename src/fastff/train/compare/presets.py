@@ -57,7 +57,7 @@ def quick(data: str) -> Comparison:
 def p1_explorative(data: str) -> Comparison:
     """P1's explorative experiment at training width 128: leaf widths 8, 4, 2, 1."""
     shapes = ((4, 8, 94.9, 99.3), (5, 4, 93.6, 97.6), (6, 2, 92.4, 96.2), (7, 1, 92.0, 94.1))
-    dropouts = ({}, {"input_dropout": 0.2})
+    dropouts: tuple[dict[str, Any], ...] = ({}, {"input_dropout": 0.2})
     dense = _trials(ADAMW, *dropouts)
     mnist = "mnist" in data.lower() and "fashion" not in data.lower()
 
@@ -108,7 +108,9 @@ def p1_comparison(data: str) -> Comparison:
         candidates += [
             Candidate(f"dense {width}, P1's training", f"dense:width={width}", (P1_ADAM,), published(dense)),
             Candidate(f"MoE {experts} x 16, P1's training", moe_layer, ({**P1_ADAM, **P1_MOE},), published(moe)),
-            Candidate(f"FFF d{depth} l32, P1's training", f"fff:{tree}", ({**P1_ADAM, **P1_HARDENING},), published(fff)),
+            Candidate(
+                f"FFF d{depth} l32, P1's training", f"fff:{tree}", ({**P1_ADAM, **P1_HARDENING},), published(fff)
+            ),
             Candidate(f"MoE {experts} x 16, small batches", moe_layer, ({**ours, "importance": 0.01, "load": 0.01},)),
             Candidate(f"Tree d{depth} l32", f"tree:{tree}", ({**ours, "balance": 0.03, "initialise": True},)),
         ]

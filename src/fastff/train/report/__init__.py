@@ -63,10 +63,14 @@ def write_report(folder: Path) -> Path:
         raise ValueError(f"{path} is not the comparison.json of this version of fastff: {error!r}") from error
     report = folder / "report.html"
     try:
-        write_atomically(report, lambda p: p.write_bytes(html.encode()) and None)
+        write_atomically(report, lambda p: _write(p, html))
     except OSError as error:
         raise ValueError(f"{report} cannot be written: {error.strerror}") from None
     return report
+
+
+def _write(path: Path, html: str) -> None:
+    path.write_bytes(html.encode())  # bytes: the same line ends on every system
 
 
 def _load(path: Path) -> Summary:

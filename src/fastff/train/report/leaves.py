@@ -42,7 +42,7 @@ def node_entropy(rows: list[Row]) -> Picture | None:
     def fill(figure: Figure) -> None:
         axes = figure.subplots(lines, min(2, len(rows)), squeeze=False)
         colours = colormaps["cividis"].with_extremes(bad="#ffffff")
-        image = None
+        images = []
         for ax, row in zip(axes.flat, rows, strict=False):
             levels = _by_level(row["curves"]["node_entropy"])
             depth, epochs = len(levels), levels[0].shape[1]
@@ -55,6 +55,7 @@ def node_entropy(rows: list[Row]) -> Picture | None:
                 cmap=colours,
                 extent=(0.5, epochs + 0.5, depth, 0),
             )
+            images.append(image)
             for level in range(1, depth):
                 ax.axhline(level, color="white", linewidth=1.6)
             ax.set_yticks([level + 0.5 for level in range(depth)], [str(level) for level in range(depth)])
@@ -64,7 +65,7 @@ def node_entropy(rows: list[Row]) -> Picture | None:
             ax.set(xlabel="epoch", ylabel="level of the tree")
         for ax in axes.flat[len(rows) :]:
             ax.remove()
-        figure.colorbar(image, ax=axes, label="entropy (nats)", fraction=0.04)
+        figure.colorbar(images[0], ax=axes, label="entropy (nats)", fraction=0.04)
 
     labels = ", ".join(r["label"] for r in rows)
     caption = (

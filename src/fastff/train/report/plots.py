@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from fastff.train.report.labels import place_labels
+from fastff.train.report.labels import find_places, write_labels
 from fastff.train.report.rows import KINDS, Row, Summary, by_kind, dense_of_width, is_routed, kind
 from fastff.train.report.style import (
     COLOURS,
@@ -22,7 +22,6 @@ from fastff.train.report.style import (
     draw,
 )
 
-DIRECT_LABELS = 10  # more points are numbered
 STRETCHED = "The accuracy axis is stretched towards 100 %: equal steps are equal ratios of the error."
 
 
@@ -32,14 +31,15 @@ def accuracy_against(summary: Summary, fact: str, axis: str) -> Picture:
     several = any(r["metrics"]["test_accuracy"]["error"] is not None for r in rows)
     bars = " Bars: one standard error over seeds." if several else ""
     return draw(
-        lambda figure: _accuracy_against(figure.subplots(), summary, fact, axis),
+        lambda figure: _accuracy_against(figure, summary, fact, axis),
         4.6,
         f"Test accuracy in percent of {len(rows)} layers against {axis}; the numbers are in the table above.",
         f"Test accuracy against {axis}. The line joins the dense layers.{bars} {STRETCHED}",
     )
 
 
-def _accuracy_against(ax: Axes, summary: Summary, fact: str, axis: str) -> None:
+def _accuracy_against(figure: Figure, summary: Summary, fact: str, axis: str) -> None:
+    ax = figure.subplots()
     rows = summary["rows"]
     ends = [_y(r) + sign * _error(r) for r in rows for sign in (-1, 1)]
     accuracy_axis(ax, min(ends), min(100.0, max(ends)), ticks=8)
@@ -70,32 +70,35 @@ def _accuracy_against(ax: Axes, summary: Summary, fact: str, axis: str) -> None:
         )
     ax.set_xlabel(f"{axis} (logarithmic)")
     ax.set_ylabel("test accuracy (%)")
-    _name_points(ax, rows, fact)
+    _name_points(figure, ax, rows, fact)
 
 
-def _name_points(ax: Axes, rows: list[Row], fact: str) -> None:
-    """Name the rows that are not dense (a dense layer's width says which it is): beside them, many by number."""
+def _name_points(figure: Figure, ax: Axes, rows: list[Row], fact: str) -> None:
+    """Name the rows that are not dense (a dense layer's width says which it is): beside them, or by number."""
     named = [r for r in rows if kind(r) != "dense"]
-    labels = [r["label"] for r in named]
-    if len(named) <= DIRECT_LABELS:
-        names = [(name, KINDS.get(name, name)) for name in by_kind(rows)]
-        ax.figure.legend(handles=[_marker(*n) for n in names], loc="outside upper center", ncols=5)
-    else:
-        numbered = [(kind(r), f"{i}  {r['label']}") for i, r in enumerate(named, 1)]
-        dense = [("dense", KINDS["dense"])] if len(named) < len(rows) else []
-        ax.figure.legend(handles=[_marker(*n) for n in dense + numbered], loc="outside right center", labelspacing=0.35)
-        labels = [str(i) for i in range(1, len(named) + 1)]
-    ax.figure.draw_without_rendering()  # the layout, on which the room for labels depends
-    others = [_point(r, fact) for r in rows if kind(r) == "dense"]
-    place_labels(ax, [_point(r, fact) for r in named], labels, others)
+    points = [_point(r, fact) for r in named]
+    avoid = [_point(r, fact, e) for r in rows for e in ((-1, -0.5, 0.5, 1) if _error(r) else ()) + (0,)]
+    kinds = [_marker(name, KINDS.get(name, name)) for name in by_kind(rows)]
+    legend = figure.legend(handles=kinds, loc="outside upper center", ncols=5)
+    figure.draw_without_rendering()  # the layout, on which the room for labels depends
+    places = find_places(ax, points, [r["label"] for r in named], avoid)
+    if not all(place.good for place in places):
+        legend.remove()
+        key = [_marker("dense", KINDS["dense"])] if len(named) < len(rows) else []
+        key += [_marker(kind(r), f"{i}  {r['label']}") for i, r in enumerate(named, 1)]
+        figure.legend(handles=key, loc="outside right center", labelspacing=0.35)
+        figure.draw_without_rendering()
+        places = find_places(ax, points, [str(i) for i in range(1, len(named) + 1)], avoid)
+    write_labels(ax, places)
 
 
 def _marker(name: str, label: str) -> Line2D:
     return Line2D([], [], linestyle="", marker=KIND_MARKERS.get(name, "*"), color=colour_of(name), label=label)
 
 
-def _point(row: Row, fact: str) -> tuple[float, float]:
-    return float(row["facts"][fact]), _y(row)
+def _point(row: Row, fact: str, errors: float = 0.0) -> tuple[float, float]:
+    """Of `row`, or that many errors above it."""
+    return float(row["facts"][fact]), _y(row) + errors * _error(row)
 
 
 def _y(row: Row) -> float:
