@@ -12,7 +12,7 @@ from fastff.nn.routed import TreeLayer
 POWER_ITERATIONS = 15
 
 
-class _InputTaken(Exception):
+class _InputTakenError(Exception):
     """Ends a forward early, once the input of the layer in question is known."""
 
 
@@ -81,14 +81,14 @@ def _inputs_of(model: nn.Module, layer: TreeLayer, batches: list[Any], samples: 
     def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["x"]
         taken.append(x.detach().reshape(-1, layer.in_features))
-        raise _InputTaken
+        raise _InputTakenError
 
     hook = layer.register_forward_pre_hook(take, with_kwargs=True)
     try:
         for batch in batches:
             try:
                 _call(model, batch)
-            except _InputTaken:
+            except _InputTakenError:
                 if sum(x.shape[0] for x in taken) >= samples:
                     break
     finally:

@@ -49,8 +49,8 @@ def uniform_(parameter: Tensor, fan: int) -> None:
 class FeedForwardLayer(nn.Module):
     """Base of the layers: (..., in_features) -> (..., out_features) through `forward_tokens` on (T, in_features).
 
-    Subclasses give the widths, the multiply-adds, and `forward_tokens`: x (T, in_features) and the layer's parameters by
-    name, in the dtype of x -> (T, out_features).
+    Subclasses give the widths, the multiply-adds, and `forward_tokens`: x (T, in_features) and the layer's parameters
+    by name, in the dtype of x -> (T, out_features).
     """
 
     forward_tokens: Callable[..., Tensor]

@@ -24,7 +24,7 @@ def load_fastfeedforward(path: str | os.PathLike[str], *, activation: str = "rel
         activation: of the leaves; the file does not tell (the package's default is ReLU).
 
     Returns:
-        The layer, float dtype as in the file, on the CPU. Counters in the file (node_usage, leaf_usage, f) are left out.
+        The layer, dtype as in the file, on the CPU. Counters in the file (node_usage, leaf_usage, f) are left out.
 
     Raises:
         FileNotFoundError: there is no such file.

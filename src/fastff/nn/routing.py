@@ -92,7 +92,7 @@ class TreeRouting:
         f_c is the share of the tokens that reach node c, P_c the mean probability to step to it from its parent among
         all tokens; the mean over levels is returned. So it costs nothing beyond the path.
         """
-        T, K, M = self.logits.shape
+        T, _, M = self.logits.shape
         if T == 0 or M == 0:
             return self.logits.float().sum()
         if self.soft:
@@ -119,7 +119,7 @@ class ExpertRouting:
         leaf: (T, top_k) int64, the experts of each token.
         experts: E.
         importance: (E,) sum of the gates; differentiable.
-        load: (E,) smooth count of the tokens (Shazeer et al., appendix A); differentiable; the plain count without noise.
+        load: (E,) smooth count of the tokens (Shazeer et al., appendix A), differentiable; the plain count in eval mode.
     """
 
     leaf: Tensor

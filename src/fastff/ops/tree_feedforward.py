@@ -6,7 +6,7 @@ the leaves of one neuron), `TreeFeedForward` the general case.
 The gradient of a hard decision is the straight-through one: the path weight of a node or leaf is the product over its
 ancestors of hard + p - stop_gradient(p), p = sigmoid(logit) of the side. Its value is 1 on the path and 0 elsewhere;
 differentiated at a decision on the path it gives p' times (what the chosen side put out - what the other side, itself
-followed hard to its leaf, would have put out). So no leaf needs to be evaluated that lies more than one wrong turn away.
+followed hard to its leaf, would have put out). So no leaf that lies more than one wrong turn away is evaluated.
 
 Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf width, S = 1 or 2 output rows a node.
 """

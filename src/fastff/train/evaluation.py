@@ -178,5 +178,6 @@ def mean_inputs(model: nn.Module, layer: RoutedLayer, data: Data, split: Split) 
             leaf = routing.leaf[:, 0]
             sums.index_add_(0, leaf, raw.float())
             counts.index_add_(0, leaf, torch.ones_like(leaf, dtype=torch.float32))
-    assert sums is not None and counts is not None
+    assert sums is not None
+    assert counts is not None
     return (sums / counts.clamp_min(1).view(-1, *[1] * (sums.dim() - 1))).cpu()

@@ -24,7 +24,7 @@ def collapse_warning(layers: dict[str, dict[str, Any]]) -> str | None:
         leaves, effective = use["leaves"], use["effective_leaves"]
         if leaves >= 4 and effective < COLLAPSED_BELOW * leaves:
             return (
-                f"layer {name!r} has collapsed: as good as {effective:.1f} of its {leaves} leaves are used, and the rest "
+                f"layer {name!r} has collapsed: as good as {effective:.1f} of its {leaves} leaves are used, the rest "
                 "learns nothing. Add a balance loss (balance=0.1; an MoE: importance and load), set the decisions from "
                 "the data first (initialise), lower the hardening weight, or use the layer 'tree'."
             )

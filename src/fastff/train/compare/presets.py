@@ -47,7 +47,7 @@ def quick(data: str) -> Comparison:
     )
     return Comparison(
         "quick",
-        "Every layer on small data: where a tree wins against the dense layer of its own inference cost, and where not.",
+        "Every layer on small data: where a tree wins against the dense layer of its inference cost, and where not.",
         {"data": data, "epochs": 40},
         with_dense_baselines(candidates, (adamw,)),
         seeds=4,
@@ -91,7 +91,7 @@ def p1_explorative(data: str) -> Comparison:
 
 
 def p1_comparison(data: str) -> Comparison:
-    """P1's comparison on CIFAR-10: dense, MoE (experts of 16, top 2), FFF (leaves of 32) at training widths 64..1024."""
+    """P1's comparison on CIFAR-10: dense, MoE (experts of 16, top 2), FFF (leaves of 32) at widths 64 to 1024."""
     figures = {64: (49.3, 29.4, 45.9), 128: (51.5, 33.6, 45.5), 256: (52.0, 33.9, 44.4), 512: (52.4, 34.5, 43.7)}
     figures[1024] = (53.0, 35.2, 41.3)
     cifar = "cifar10" in data.lower() or "cifar-10" in data.lower()
@@ -116,7 +116,7 @@ def p1_comparison(data: str) -> Comparison:
         ]
     return Comparison(
         "p1-comparison",
-        "P1's comparison of dense, MoE and FFF layers on CIFAR-10 without augmentation, with P1's training and with ours.",
+        "P1's comparison of dense, MoE and FFF layers without augmentation, with P1's training and with ours.",
         {"data": data, "epochs": 60, "patience": 15},
         with_dense_baselines(tuple(candidates), (ours,)),
         seeds=3,
@@ -154,7 +154,7 @@ def p1_vit(data: str) -> Comparison:
     )
     return Comparison(
         "p1-vit",
-        "P1's vision transformer (4 layers, hidden 128, patch 4) on CIFAR-10 with augmentation; the feedforward layer varies.",
+        "P1's vision transformer (4 layers, hidden 128, patch 4) with augmentation; the feedforward layer varies.",
         {"data": data, "model": "vit", "epochs": 100, "augment": True},
         with_dense_baselines(candidates, (base,)),
         seeds=3,
