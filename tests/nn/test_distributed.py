@@ -99,7 +99,7 @@ def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     errors: dict[str, str] = {}
     for name in LAYERS:
-        for check in CHECKS:
+        for check in CHECKS if name != "tree-depth0" else CHECKS[:1]:
             try:
                 globals()[check](name, rank)
                 failed = False
@@ -147,7 +147,7 @@ def test_ddp_without_unused_parameters_gives_the_gradients_of_the_joint_batch(er
     assert f"ddp-{name}" not in errors, errors[f"ddp-{name}"]
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "tree-depth0"])  # FSDP2 refuses empty parameters
 def test_fsdp2_computes_what_the_whole_layer_computes_and_trains_with_auxiliary_losses(errors, name):
     assert "all" not in errors, errors["all"]
     assert f"fsdp-{name}" not in errors, errors[f"fsdp-{name}"]

@@ -186,3 +186,35 @@ def test_data_can_be_given_and_are_not_loaded_again(tmp_path, monkeypatch):
     data = load_data("digits", limit=300, validation=60)
     monkeypatch.setattr(loop_module, "load_data", lambda *a, **k: pytest.fail("loaded again"))
     assert train(config(epochs=1), tmp_path, quiet=True, data=data)["samples"]["train"] == 240
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layer", ["fff:depth=3,leaf_width=2", "tree:depth=3,leaf_width=2", "moe:experts=8,expert_width=2"]
+)
+def test_two_processes_train_one_model_and_resume(tmp_path, layer):
+    """The batch is shared: without noise the loss of the first epoch is that of one process."""
+    c = config(layer=layer, lr=5e-3, epochs=2)
+    (tmp_path / "config.json").write_text(json.dumps(c.to_dict()))
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    command += [str(script), str(tmp_path / "config.json"), str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, check=True, timeout=300, env=environment)
+    found = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
+    if not layer.startswith("moe"):
+        alone = train(c, tmp_path / "one", quiet=True)
+        assert found["history"][0]["loss"] == pytest.approx(alone["history"][0]["loss"], rel=0.05)
+    subprocess.run(command, check=True, timeout=300, env=environment)  # finished: returned as it is

@@ -119,7 +119,7 @@ class ExpertRouting:
         leaf: (T, top_k) int64, the experts of each token.
         experts: E.
         importance: (E,) sum of the gates; differentiable.
-        load: (E,) smooth count of the tokens (Shazeer et al., appendix A), differentiable; the plain count in eval mode.
+        load: (E,) smooth count of the tokens (Shazeer et al., appendix A), differentiable; the plain count in eval.
     """
 
     leaf: Tensor

@@ -17,7 +17,7 @@ from fastff.train.config import TrainConfig
 from fastff.train.data import load_data
 from fastff.train.evaluation import can_soften, evaluate
 from fastff.train.loop import load_config_data, train
-from fastff.train.report import accuracy_table, write_report
+from fastff.train.report import accuracy_table, in_words, write_report
 from fastff.train.saved import load_model
 
 console = Console()
@@ -83,6 +83,11 @@ def compare_command(
 
         summary = run_comparison(comparison, folder, jobs=jobs, on_result=show)
     console.print(accuracy_table(summary))
+    words = in_words(summary)
+    if words.tally:
+        console.print(words.tally)
+    if words.collapsed:
+        console.print(f"Collapsed onto a few leaves: {', '.join(words.collapsed)}.", style="yellow")
     console.print(f"report: {write_report(folder)}")
 
 

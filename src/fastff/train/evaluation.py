@@ -14,6 +14,7 @@ from fastff.nn import FFF, RoutedLayer, TreeRouting
 from fastff.train.data import Data, Split
 
 BATCH = 2048
+COLLAPSED_BELOW = 0.25  # effective leaves as a share of all leaves: with fewer, a layer's routing has collapsed
 
 
 @dataclass

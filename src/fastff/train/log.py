@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fastff.train.evaluation import COLLAPSED_BELOW
 from fastff.train.files import write_atomically
 
-COLLAPSED_BELOW = 0.25  # effective leaves as a share of all leaves
 _COLUMNS = ("epoch", "loss", "train %", "validation %", "soft %", "entropy", "leaves used", "s/epoch")
 
 
@@ -58,8 +58,8 @@ class RunLog:
         else:
             self._console.print(title)
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Record one epoch."""
+    def epoch(self, row: dict[str, Any], warning: str | None = None) -> None:
+        """Record one epoch, and print a warning."""
         with self._jsonl.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for key, value in row.items():
@@ -73,10 +73,8 @@ class RunLog:
             self._live.refresh()
         else:
             self._console.print("  ".join(f"{c} {v}" for c, v in zip(_COLUMNS, _cells(row), strict=True) if v))
-
-    def say(self, text: str, style: str = "") -> None:
-        """Print a line."""
-        self._console.print(text, style=style or None)
+        if warning:
+            self._console.print(warning, style="bold yellow")
 
     def close(self) -> None:
         if self._live:

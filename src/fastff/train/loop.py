@@ -80,22 +80,22 @@ def train(
     if finished is not None:
         return finished
     run = _Run(config, folder, data or load_config_data(config), checkpoint_seconds)
-    _make_folder(config, folder)  # only now, so that settings that cannot run leave nothing behind
-    log = RunLog(folder, run.progress.history, f"{config.layer} on {config.data}", quiet or not run.main)
+    log = None
+    if run.main:
+        _make_folder(config, folder)  # only now, so that settings that cannot run leave nothing behind
+        log = RunLog(folder, run.progress.history, f"{config.layer} on {config.data}", quiet)
+    run.accelerator.wait_for_everyone()
     try:
         with _interrupts() as interrupted:
             while run.progress.epoch < config.epochs and not run.out_of_patience:
                 run.train_epoch(interrupted)
-                log.epoch(run.evaluate_epoch())
-                warning = None if run.progress.warned else collapse_warning(run.progress.history[-1]["layers"])
-                if warning:
-                    run.progress.warned = True
-                    log.say(warning, style="bold yellow")
-                run.checkpoint(force=interrupted.is_set())
-                if interrupted.is_set():
-                    raise Interrupted
+                row, warning = run.evaluate_epoch()
+                if log:
+                    log.epoch(row, warning)
+                run.checkpoint_if_due(interrupted)
     finally:
-        log.close()
+        if log:
+            log.close()
     return run.finish()
 
 
@@ -181,26 +181,20 @@ class _Run:
         """The rest of the epoch, step by step; checkpoints when it is time."""
         p, config = self.progress, self.config
         order = _order(len(self.data.train), config.seed, p.epoch)
-        loss_sum = torch.tensor(p.loss_sum, dtype=torch.float64, device=self.accelerator.device)
         self.model.train()
         while p.step < self.steps_per_epoch:
             began = time.perf_counter()
-            loss_sum += self._step(order[p.step * config.batch_size : (p.step + 1) * config.batch_size])
+            p.loss_sum += self._step(order[p.step * config.batch_size : (p.step + 1) * config.batch_size])
             p.step += 1
             p.seconds += time.perf_counter() - began
-            stop = interrupted.is_set()
-            if stop or time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds:
-                p.loss_sum = loss_sum.item()
-                self.checkpoint(force=True)
-                if stop:
-                    raise Interrupted
-        p.loss_sum = loss_sum.item()
+            self.checkpoint_if_due(interrupted)
 
-    def _step(self, batch: Tensor) -> Tensor:
+    def _step(self, batch: Tensor) -> float:
+        """One step of the optimiser; returns the loss, which waits for the device."""
         config, accelerator = self.config, self.accelerator
         mine = batch[accelerator.process_index :: accelerator.num_processes]
         parts = [part for part in mine.tensor_split(config.accumulation) if len(part)]
-        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        total = torch.zeros((), device=accelerator.device)
         for i, part in enumerate(parts):
             share = len(part) / len(mine)
             x = self.data.normalise(self.data.train.inputs[part].to(accelerator.device))
@@ -217,7 +211,7 @@ class _Run:
         self.optimizer.zero_grad()
         if config.schedule != "plateau":
             self.schedule.step()
-        return total
+        return total.item()
 
     def _auxiliary_loss(self) -> Tensor:
         c, p = self.config, self.progress
@@ -227,8 +221,12 @@ class _Run:
             self.plain, hardening=share * c.hardening, balance=c.balance, importance=c.importance, load=c.load
         )
 
-    def evaluate_epoch(self) -> dict[str, Any]:
-        """Evaluate on training and validation data, keep the weights if they are the best, end the epoch."""
+    def evaluate_epoch(self) -> tuple[dict[str, Any], str | None]:
+        """Evaluate on training and validation data, keep the weights if they are the best, end the epoch.
+
+        Returns:
+            The epoch's figures, and what to warn of, if it is the first time.
+        """
         p, accelerator = self.progress, self.accelerator
         memorised = evaluate(self.plain, self.data, self.data.train, accelerator=accelerator)
         validated = evaluate(self.plain, self.data, self.data.validation, accelerator=accelerator)
@@ -243,8 +241,10 @@ class _Run:
             "layers": {name: use.to_dict() for name, use in validated.layers.items()},
         }
         if can_soften(self.plain):
-            soft = evaluate(self.plain, self.data, self.data.validation, soft=True, accelerator=accelerator)
-            row["validation_soft_accuracy"] = soft.accuracy
+            for name in ("train", "validation"):
+                split = getattr(self.data, name)
+                soft = evaluate(self.plain, self.data, split, soft=True, accelerator=accelerator)
+                row[f"{name}_soft_accuracy"] = soft.accuracy
         if self.config.schedule == "plateau":
             self.schedule.step(validated.accuracy)
         if validated.accuracy > p.best_accuracy:
@@ -254,15 +254,24 @@ class _Run:
                 write_atomically(self.folder / "model.safetensors", lambda path: save_file(weights, path))
         p.history.append(row)
         p.epoch, p.step, p.loss_sum, p.seconds = p.epoch + 1, 0, 0.0, 0.0
-        return row
+        warning = None if p.warned else collapse_warning(row["layers"])
+        p.warned = p.warned or warning is not None
+        return row, warning
 
-    def checkpoint(self, *, force: bool = False) -> None:
-        """Save the full state if it is time, or `force`."""
-        if force or time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds:
+    def checkpoint_if_due(self, interrupted: threading.Event) -> None:
+        """Save the full state if it is time, or the run is interrupted, which then ends it."""
+        due = time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds
+        stop = interrupted.is_set()
+        if self.accelerator.num_processes > 1:  # their clocks and signals differ: all do what any of them is to do
+            flags = torch.tensor([due, stop], dtype=torch.float32, device=self.accelerator.device)
+            due, stop = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+        if due or stop:
             p = self.progress
             step = p.epoch * self.steps_per_epoch + p.step
             save_checkpoint(self.accelerator, self.folder / "checkpoints", step, asdict(p))
             self._last_checkpoint = time.monotonic()
+        if stop:
+            raise Interrupted
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best epoch's weights on the test data, once, and write result.json."""
@@ -294,9 +303,9 @@ class _Run:
             "history": p.history,
         }
         if can_soften(self.plain):
-            result["test_soft_accuracy"] = evaluate(
-                self.plain, data, data.test, soft=True, accelerator=accelerator
-            ).accuracy
+            test_soft = evaluate(self.plain, data, data.test, soft=True, accelerator=accelerator)
+            result["test_soft_accuracy"] = test_soft.accuracy
+            result["memorisation_soft_accuracy"] = max(row["train_soft_accuracy"] for row in p.history)
         if self.main:
             self._keep_mean_inputs()
             write_json(self.folder / "result.json", result)

@@ -22,6 +22,7 @@ P1_MOE = {"importance": 0.1, "load": 0.1}
 # What we recommend; dense layers and experts get the same optimiser, schedule and number of trials.
 ADAMW = {"optimizer": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 0.1, "schedule": "cosine"}
 RECIPE = {**ADAMW, "balance": 0.1, "initialise": True}
+DROPOUTS: tuple[dict[str, Any], ...] = ({}, {"input_dropout": 0.2})
 
 
 def _trials(settings: dict[str, Any], *changes: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -30,26 +31,29 @@ def _trials(settings: dict[str, Any], *changes: dict[str, Any]) -> tuple[dict[st
 
 def quick(data: str) -> Comparison:
     """Every layer once, on data as small as `digits`, in minutes."""
-    adamw = {**ADAMW, "lr": 5e-3, "batch_size": 64}
-    recipe = {**adamw, "balance": 0.1, "initialise": True}
+    adamw = {**ADAMW, "lr": 1e-2, "batch_size": 64}
     p1 = {**P1_SGD, "batch_size": 64}
+    dense = _trials(adamw, *DROPOUTS)
+    moe = _trials({**adamw, **P1_MOE}, *DROPOUTS)
+    tree = _trials({**adamw, "balance": 0.1, "initialise": True}, *DROPOUTS)
+    hardened = _trials({**p1, **P1_HARDENING}, *DROPOUTS)
     candidates = (
-        Candidate("dense 128", "dense:width=128", (adamw,)),
-        Candidate("MoE 8 x 16, top 2", "moe:experts=8,expert_width=16", ({**adamw, **P1_MOE},)),
-        Candidate("FFF d4 l8, P1's training", "fff:depth=4,leaf_width=8", ({**p1, **P1_HARDENING},)),
-        Candidate("FFF d4 l8, no hardening loss", "fff:depth=4,leaf_width=8", (p1,)),
-        Candidate("UltraFFF 1x6", "ultra:depth=6", (adamw,)),
-        Candidate("UltraFFF 1x11", "ultra:depth=11", (adamw,)),
-        Candidate("Tree d2 l2", "tree:depth=2,leaf_width=2", (recipe,)),
-        Candidate("Tree d3 l4", "tree:depth=3,leaf_width=4", (recipe,)),
-        Candidate("Tree d4 l8", "tree:depth=4,leaf_width=8", (recipe,)),
-        Candidate("Tree d4 l16", "tree:depth=4,leaf_width=16", (recipe,)),
+        Candidate("dense 128", "dense:width=128", dense),
+        Candidate("MoE 8 x 16, top 2", "moe:experts=8,expert_width=16", moe),
+        Candidate("FFF d4 l8, P1's training", "fff:depth=4,leaf_width=8", hardened),
+        Candidate("FFF d4 l8, no hardening loss", "fff:depth=4,leaf_width=8", _trials(p1, *DROPOUTS)),
+        Candidate("UltraFFF 1x6", "ultra:depth=6", dense),
+        Candidate("UltraFFF 1x11", "ultra:depth=11", dense),
+        Candidate("Tree d2 l2", "tree:depth=2,leaf_width=2", tree),
+        Candidate("Tree d3 l4", "tree:depth=3,leaf_width=4", tree),
+        Candidate("Tree d4 l8", "tree:depth=4,leaf_width=8", tree),
+        Candidate("Tree d4 l16", "tree:depth=4,leaf_width=16", tree),
     )
     return Comparison(
         "quick",
         "Every layer on small data: where a tree wins against the dense layer of its inference cost, and where not.",
         {"data": data, "epochs": 40},
-        with_dense_baselines(candidates, (adamw,)),
+        with_dense_baselines(candidates, dense),
         seeds=4,
     )
 
@@ -57,8 +61,7 @@ def quick(data: str) -> Comparison:
 def p1_explorative(data: str) -> Comparison:
     """P1's explorative experiment at training width 128: leaf widths 8, 4, 2, 1."""
     shapes = ((4, 8, 94.9, 99.3), (5, 4, 93.6, 97.6), (6, 2, 92.4, 96.2), (7, 1, 92.0, 94.1))
-    dropouts: tuple[dict[str, Any], ...] = ({}, {"input_dropout": 0.2})
-    dense = _trials(ADAMW, *dropouts)
+    dense = _trials(ADAMW, *DROPOUTS)
     mnist = "mnist" in data.lower() and "fashion" not in data.lower()
 
     def published(test: float, memorised: float | None = None) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def p1_explorative(data: str) -> Comparison:
             for d, l, test, memorised in shapes
         ),
         *(
-            Candidate(f"Tree d{d} l{l}", f"tree:depth={d},leaf_width={l}", _trials(RECIPE, *dropouts))
+            Candidate(f"Tree d{d} l{l}", f"tree:depth={d},leaf_width={l}", _trials(RECIPE, *DROPOUTS))
             for d, l, _, _ in shapes
         ),
     )

@@ -11,6 +11,7 @@ METRICS = (
     "test_soft_accuracy",
     "validation_accuracy",
     "memorisation_accuracy",
+    "memorisation_soft_accuracy",
     "memorisation_epoch",
     "best_epoch",
     "training_seconds",

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fastff.train.evaluation import COLLAPSED_BELOW
+
 Row = dict[str, Any]
 Summary = dict[str, Any]
 
@@ -14,7 +16,6 @@ KINDS = {
     "ultra": "UltraFFF",
     "tree": "Tree",
 }
-COLLAPSED = 0.25  # of the leaves: fewer effective leaves count as a collapse
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def leaf_share(row: Row) -> float | None:
 
 def has_collapsed(row: Row) -> bool:
     share = leaf_share(row)
-    return share is not None and share < COLLAPSED
+    return share is not None and share < COLLAPSED_BELOW
 
 
 def plus_minus(metric: dict[str, Any] | None, *, digits: int = 1, signed: bool = False) -> str:
