@@ -36,7 +36,7 @@ class FFF(TreeLayer):
 
     Parameters (N = 2^depth - 1 nodes, L leaves, W leaf_width): node_weight (N, in), node_bias (N,), leaf_w1 (L, W, in),
     leaf_b1 (L, W), leaf_w2 (L, W, out), leaf_b2 (L, out); with a master leaf master_w1, master_b1, master_w2,
-    master_b2 and master_gate (). Initialised uniform(+-1/sqrt(in)), the leaves' second layer uniform(+-1/sqrt(W)).
+    master_b2 and master_gate (1,). Initialised uniform(+-1/sqrt(in)), the leaves' second layer uniform(+-1/sqrt(W)).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -83,7 +83,7 @@ class FFF(TreeLayer):
                 "master_b1": (M,),
                 "master_w2": (M, O),
                 "master_b2": (O,),
-                "master_gate": (),
+                "master_gate": (1,),
             }
         for name, shape in shapes.items():
             self.register_parameter(name, new_parameter(*shape, device=device, dtype=dtype))

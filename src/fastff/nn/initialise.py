@@ -132,16 +132,24 @@ def _split(x_TI: Tensor, taken_kI: Tensor, generator: torch.Generator) -> tuple[
     if T == 0:  # no sample comes here: any direction
         return direction, direction.new_zeros(())
     centred = x_TI - x_TI.mean(0)
+    if not centred.norm() > 1e-5 * x_TI.norm():  # all alike but for rounding, which is no direction
+        return direction, -_median(x_TI @ direction)
     basis = torch.linalg.qr(taken_kI.float().T).Q if 0 < taken_kI.shape[0] < I else None
     for _ in range(POWER_ITERATIONS):
         image = centred.T @ (centred @ direction)
         if basis is not None:
             image = image - basis @ (basis.T @ image)
-        if not image.norm() > 0:  # no variance left: all samples alike here
+        if not image.norm() > 0:  # nothing left beside the directions that are taken
             break
         direction = image / image.norm()
     projection = x_TI @ direction
     deviation = projection.std(unbiased=False)
     if deviation > 0:
         direction, projection = direction / deviation, projection / deviation
-    return direction, -projection.median()
+    return direction, -_median(projection)
+
+
+def _median(values: Tensor) -> Tensor:
+    """The midpoint of the two middle values, so that an even number is halved."""
+    ordered = values.sort().values
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2

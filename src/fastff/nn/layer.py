@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def probability(name: str, value: Any) -> float:
 
 def one_of(name: str, value: Any, choices: Any) -> Any:
     """Return `value`, or raise a ValueError that names the argument and the choices."""
-    if value not in choices:
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
     return value
 
@@ -92,10 +93,11 @@ class FeedForwardLayer(nn.Module):
         self._check_input(x)
         parameters: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
         device_type = x.device.type
-        if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
+        if _autocasts(x):
             dtype = torch.get_autocast_dtype(device_type)
             x, parameters = x.to(dtype), {name: p.to(dtype) for name, p in parameters.items()}
-        with torch.autocast(device_type, enabled=False):  # everything is in one dtype now
+        available = torch.amp.is_autocast_available(device_type)  # not on the meta device
+        with torch.autocast(device_type, enabled=False) if available else nullcontext():  # one dtype from here on
             y = self.forward_tokens(x.reshape(-1, self.in_features), **parameters)
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -108,5 +110,11 @@ class FeedForwardLayer(nn.Module):
                 f"x must have {self.in_features} features in its last dimension, got shape {tuple(x.shape)}"
             )
         dtype = next(self.parameters()).dtype
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != dtype and not _autocasts(x):
             raise TypeError(f"x must have the dtype of the parameters, {dtype}, or autocast be on; got {x.dtype}")
+
+
+def _autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for `x`; it leaves float64 alone, as everywhere in PyTorch."""
+    available = torch.amp.is_autocast_available(x.device.type)
+    return available and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)

@@ -1,11 +1,9 @@
 """Checkpoints of the authors' `fastfeedforward` package, and of its fork with a master leaf."""
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,62 +31,79 @@ def load_fastfeedforward(path: str | os.PathLike[str], *, activation: str = "rel
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must name a checkpoint file, got {str(path)!r}, which is none")
-    state = _read(path)
-    missing = [name for name in _TREE if name not in state]
-    if missing:
-        raise ValueError(f"{path} is no fastfeedforward checkpoint: it lacks {', '.join(missing)}")
-    if any(name in state for name in _MASTER):
-        missing = [name for name in _MASTER if name not in state]
-        if missing:
-            raise ValueError(f"{path} has a master leaf, but lacks {', '.join(missing)}")
-    if state["w1s"].dim() != 3 or state["w2s"].dim() != 3:
-        raise ValueError(
-            f"{path}: w1s and w2s must have 3 dimensions, got {tuple(state['w1s'].shape)}, {tuple(state['w2s'].shape)}"
-        )
+    try:
+        return _build(_read(path), activation)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _build(state: dict[str, Tensor], activation: str) -> FFF:
+    _require(state, _TREE, "no fastfeedforward checkpoint")
+    master = any(name in state for name in _MASTER)
+    if master:
+        _require(state, _MASTER, "a checkpoint with half a master leaf")
+    if state["w1s"].dim() != 3 or state["w2s"].dim() != 3 or not state["w1s"].is_floating_point():
+        found = ", ".join(f"{name} {state[name].dtype} {tuple(state[name].shape)}" for name in ("w1s", "w2s"))
+        raise ValueError(f"w1s and w2s must be floating point with 3 dimensions, got {found}")
     leaves, in_features, leaf_width = state["w1s"].shape
     depth = leaves.bit_length() - 1
-    if leaves != 2**depth or ("depth" in state and int(state["depth"]) != depth):
-        raise ValueError(f"{path}: {leaves} leaves do not fit depth {int(state.get('depth', depth))}")
+    said = state.get("depth", torch.tensor(depth))
+    if leaves != 2**depth or said.numel() != 1 or int(said) != depth:
+        raise ValueError(f"{leaves} leaves do not fit depth {said.tolist()}")
     layer = FFF(
         in_features,
         state["w2s"].shape[2],
         depth=depth,
         leaf_width=leaf_width,
         activation=activation,
-        master_width=state["magic_w1"].shape[-1] if "magic_w1" in state else 0,
+        master_width=state["magic_w1"].shape[-1] if master and state["magic_w1"].dim() else 0,
         dtype=state["w1s"].dtype,
     )
+    I, O, M = layer.in_features, layer.out_features, layer.master_width
     ours = {
         "node_weight": state["node_weights"],
-        "node_bias": state["node_biases"].squeeze(-1),
+        "node_bias": _shaped(state, "node_biases", (2**depth - 1, 1)).squeeze(1),
         "leaf_w1": state["w1s"].transpose(1, 2),
         "leaf_b1": state["b1s"],
         "leaf_w2": state["w2s"],
         "leaf_b2": state["b2s"],
     }
-    if layer.master_width:
+    if master:
         ours |= {
-            "master_w1": state["magic_w1"].squeeze(0).T,
-            "master_b1": state["magic_b1"].flatten(),
-            "master_w2": state["magic_w2"].squeeze(0),
-            "master_b2": state["magic_b2"].flatten(),
-            "master_gate": state["k"].reshape(()),
+            "master_w1": _shaped(state, "magic_w1", (1, I, M))[0].T,
+            "master_b1": _shaped(state, "magic_b1", (1, M))[0],
+            "master_w2": _shaped(state, "magic_w2", (1, M, O))[0],
+            "master_b2": _shaped(state, "magic_b2", (1, O))[0],
+            "master_gate": state["k"].reshape(-1),
         }
     try:
         layer.load_state_dict(ours)
     except RuntimeError as error:
-        raise ValueError(f"{path}: tensors do not fit together: {error}") from error
+        raise ValueError(f"tensors do not fit together: {' '.join(str(error).split())}") from None
     return layer
+
+
+def _require(state: dict[str, Tensor], names: tuple[str, ...], what: str) -> None:
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(f"{what}: it lacks {', '.join(missing)}")
+
+
+def _shaped(state: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    if tuple(state[name].shape) != shape:
+        raise ValueError(f"{name} must be of shape {shape}, got {tuple(state[name].shape)}")
+    return state[name]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {first_line}") from error
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the readers raise nearly anything
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"cannot be read as a checkpoint of tensors: {first_line}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a dictionary of tensors, got {type(state).__name__}")
+        raise ValueError(f"must hold a dictionary of tensors, got {type(state).__name__}")
     return state

@@ -17,4 +17,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def activate(z: Tensor, activation: str) -> Tensor:
     """Apply the activation called `activation` (a key of `ACTIVATIONS`) to `z`, elementwise, any shape."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     return ACTIVATIONS[activation](z)

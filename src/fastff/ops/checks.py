@@ -4,21 +4,31 @@ import torch
 from torch import Tensor
 
 
-def check_cmm(rows: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> None:
-    """Check `rows`, (T, I) or (T, S, W), against the blocks of `weight` and the blocks that `index` names."""
+def check_cmm(weight_BWI: Tensor, index_TS: Tensor, *, x_TI: Tensor | None = None, a_TSW: Tensor | None = None) -> None:
+    """Check tokens `x`, factors `a`, or both, against a weight and the blocks that `index` names."""
     if weight_BWI.dim() != 3:
         raise ValueError(f"weight must be of shape (blocks, rows, columns), got {tuple(weight_BWI.shape)}")
     if index_TS.dim() != 2 or index_TS.dtype != torch.int64:
         raise TypeError(
             f"index must be int64 of shape (tokens, blocks a token), got {index_TS.dtype} {tuple(index_TS.shape)}"
         )
-    if rows.dtype != weight_BWI.dtype:
-        raise TypeError(f"weight must have the dtype of the tokens, got {weight_BWI.dtype} and {rows.dtype}")
     _, W, I = weight_BWI.shape
     T, S = index_TS.shape
-    expected = (T, I) if rows.dim() == 2 else (T, S, W)
-    if tuple(rows.shape) != expected:
-        raise ValueError(f"the tokens must be of shape {expected} to fit weight and index, got {tuple(rows.shape)}")
+    for name, tensor, shape in (("x", x_TI, (T, I)), ("a", a_TSW, (T, S, W))):
+        if tensor is None:
+            continue
+        if tensor.dtype != weight_BWI.dtype:
+            raise TypeError(f"{name} must have the dtype of the weight, {weight_BWI.dtype}, got {tensor.dtype}")
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be of shape {shape} to fit weight and index, got {tuple(tensor.shape)}")
+
+
+def check_cmm_outer(a_TSW: Tensor, x_TI: Tensor, index_TS: Tensor, blocks: int) -> None:
+    """Check the arguments of `cmm_outer` as if against the weight whose gradient it is."""
+    if a_TSW.dim() != 3 or x_TI.dim() != 2:
+        raise ValueError(f"a (T, S, W) and x (T, I) are needed, got {tuple(a_TSW.shape)} and {tuple(x_TI.shape)}")
+    weight_BWI = x_TI.new_empty(1).expand(blocks, a_TSW.shape[2], x_TI.shape[1])
+    check_cmm(weight_BWI, index_TS, x_TI=x_TI, a_TSW=a_TSW)
 
 
 def tree_depth(nodes: int) -> int:

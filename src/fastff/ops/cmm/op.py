@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.backend import backend_for
-from fastff.ops.checks import check_cmm
+from fastff.ops.checks import check_cmm, check_cmm_outer
 from fastff.ops.cmm import cpu, reference
 
 
@@ -30,7 +30,7 @@ def cmm_in(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
         ValueError, TypeError: shapes or dtypes that do not fit together.
         IndexError: on a CPU, an index out of range.
     """
-    check_cmm(x, weight, index)
+    check_cmm(weight, index, x_TI=x)
     implementation = cpu if backend_for(x.device) == "cpu" else reference
     return implementation.cmm_in(x, weight, index)
 
@@ -51,7 +51,7 @@ def cmm_out(a: Tensor, weight: Tensor, index: Tensor) -> Tensor:
         ValueError, TypeError: shapes or dtypes that do not fit together.
         RuntimeError: on a CPU, an index out of range.
     """
-    check_cmm(a, weight, index)
+    check_cmm(weight, index, a_TSW=a)
     return reference.cmm_out(a, weight, index)
 
 
@@ -67,7 +67,11 @@ def cmm_outer(a: Tensor, x: Tensor, index: Tensor, blocks: int) -> Tensor:
 
     Returns:
         (blocks, W, I): sum over the (t, s) that name the block of `a[t, s, w] * x[t]`; zeros where none does.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not fit together.
     """
+    check_cmm_outer(a, x, index, blocks)
     implementation = cpu if backend_for(x.device) == "cpu" else reference
     return implementation.cmm_outer(a, x, index, blocks)
 

@@ -24,7 +24,7 @@ def cmm_in(x_TI: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> Tensor:
     sum_dtype = torch.promote_types(x_TI.dtype, torch.float32)
     out_TSW = x_TI.new_empty(T, S, W)
     for t in token_groups(T, S * W * I, SCRATCH):
-        rows = weight_BWI.index_select(0, index_TS[t].flatten()).view(-1, S, W, I).to(sum_dtype)
+        rows = weight_BWI.index_select(0, index_TS[t].flatten()).view(t.stop - t.start, S, W, I).to(sum_dtype)
         out_TSW[t] = rows.mul_(x_TI[t, None, None]).sum(-1)
     return out_TSW
 
@@ -37,7 +37,7 @@ def cmm_out(a_TSW: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> Tensor:
         return a_TSW.new_zeros(T, I)
     row_TSW = index_TS.unsqueeze(-1) * W + torch.arange(W, device=index_TS.device)
     weight_RI = weight_BWI.reshape(-1, I)
-    return F.embedding_bag(row_TSW.view(T, S * W), weight_RI, per_sample_weights=a_TSW.reshape(T, S * W), mode="sum")
+    return F.embedding_bag(row_TSW.reshape(T, S * W), weight_RI, per_sample_weights=a_TSW.reshape(T, S * W), mode="sum")
 
 
 def cmm_outer(a_TSW: Tensor, x_TI: Tensor, index_TS: Tensor, blocks: int) -> Tensor:
