@@ -17,7 +17,6 @@ from fastff.train.config import TrainConfig
 from fastff.train.data import load_data
 from fastff.train.evaluation import can_soften, evaluate
 from fastff.train.loop import load_config_data, train
-from fastff.train.report import accuracy_table, in_words, write_report
 from fastff.train.saved import load_model
 
 console = Console()
@@ -68,6 +67,8 @@ def compare_command(
 
     Interrupted, the same command goes on where it stopped; finished runs are not repeated.
     """
+    from fastff.train.report import accuracy_table, in_words, write_report  # imports matplotlib
+
     changes = {k: v for k, v in (("epochs", epochs), ("limit", limit)) if v is not None}
     comparison = preset(name, data=data, seeds=seeds, only=only, **changes)
     folder = out or Path("runs") / name
@@ -93,6 +94,8 @@ def compare_command(
 
 def report_command(folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")]) -> None:
     """Write report.html of a comparison anew, finished or not."""
+    from fastff.train.report import write_report
+
     console.print(f"report: {write_report(folder)}")
 
 

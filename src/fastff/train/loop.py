@@ -3,11 +3,9 @@
 import json
 import math
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,19 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fastff
-from fastff.optim import BlockwiseAdam, BlockwiseSGD
 from fastff.train.augment import augment
 from fastff.train.checkpoint import load_checkpoint, save_checkpoint
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data, load_data
 from fastff.train.evaluation import can_soften, evaluate, mean_inputs
 from fastff.train.files import write_atomically, write_json
+from fastff.train.interrupts import Interrupted, interrupts
 from fastff.train.log import RunLog, collapse_warning
 from fastff.train.models import build_model
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was interrupted and has left a checkpoint; run it again with resume."""
+from fastff.train.optimization import make_optimizer, make_schedule
 
 
 @dataclass
@@ -86,7 +81,7 @@ def train(
         log = RunLog(folder, run.progress.history, f"{config.layer} on {config.data}", quiet)
     run.accelerator.wait_for_everyone()
     try:
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
             while run.progress.epoch < config.epochs and not run.out_of_patience:
                 run.train_epoch(interrupted)
                 row, warning = run.evaluate_epoch()
@@ -162,10 +157,10 @@ class _Run:
             sample = data.train.inputs[_order(len(data.train), config.seed, epoch=0)[:4000]]
             fastff.initialise_from_data(model, [data.normalise(sample)], seed=config.seed)
         self.plain: nn.Module = model
-        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(config, model))
+        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model))
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.schedule = _schedule(config, self.optimizer.optimizer, self.total_steps)
+        self.schedule = make_schedule(config, self.optimizer.optimizer, self.total_steps)
         self.accelerator.register_for_checkpointing(self.schedule)
         set_seed(config.seed + 1 + self.accelerator.process_index)  # noise differs between processes
         saved = load_checkpoint(self.accelerator, folder / "checkpoints")
@@ -325,50 +320,3 @@ class _Run:
 def _order(samples: int, seed: int, epoch: int) -> Tensor:
     """The order of the training data in an epoch: its own generator, so that a resumed run has the same."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-
-
-def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), fused=True, **common)
-    common |= {"model": model, "block_batch": config.block_batch}
-    if config.optimizer == "blockwise-sgd":
-        return BlockwiseSGD(model.parameters(), momentum=config.momentum, **common)
-    return BlockwiseAdam(model.parameters(), **common)
-
-
-def _schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, total: int) -> Any:
-    if config.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, mode="max", factor=0.5, patience=config.plateau_epochs, threshold=0, min_lr=1e-6 * config.lr
-        )
-    warmup = max(1, round(config.warmup * total))
-
-    def factor(step: int) -> float:
-        rise = min(1.0, (step + 1) / warmup)
-        return rise * (0.5 * (1 + math.cos(math.pi * min(1.0, step / total))) if config.schedule == "cosine" else 1.0)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the loop ends after a whole step; a second one ends at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

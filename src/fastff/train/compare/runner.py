@@ -15,7 +15,8 @@ from fastff.train.compare.summary import summarise
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data
 from fastff.train.files import write_json
-from fastff.train.loop import Interrupted, load_config_data, load_result, train
+from fastff.train.interrupts import Interrupted
+from fastff.train.loop import load_config_data, load_result, train
 
 
 def compare(

@@ -17,7 +17,7 @@ from fastff.train.report.style import Picture
 from fastff.train.report.table import accuracy_table
 from fastff.train.report.words import in_words
 
-__all__ = ["accuracy_table", "write_report"]
+__all__ = ["accuracy_table", "in_words", "write_report"]
 
 _SUMMARY = {
     "name": str,
