@@ -17,6 +17,8 @@ P1_ADAM = {
     "plateau_epochs": 10,
 }
 P1_HARDENING = {"hardening": 3.0}
+# The weight that hardens leaves of one neuron without collapsing them at once; P1 does not state a schedule.
+RISING_HARDENING = {"hardening": 30.0, "hardening_schedule": "warmup"}
 P1_MOE = {"importance": 0.1, "load": 0.1}
 
 # What we recommend; dense layers and experts get the same optimiser, schedule and number of trials.
@@ -68,13 +70,13 @@ def p1_explorative(data: str) -> Comparison:
         return {"source": "P1, best of 10", "test_accuracy": test, "memorisation_accuracy": memorised} if mnist else {}
 
     candidates = (
-        Candidate("dense 128, P1's training", "dense:width=128", (P1_SGD,), published(98.1)),
+        Candidate("dense 128, P1's training", "dense:width=128", ({**P1_SGD, "epochs": 100},), published(98.1)),
         Candidate("dense 128", "dense:width=128", dense),
         *(
             Candidate(
                 f"FFF d{d} l{l}, P1's training",
                 f"fff:depth={d},leaf_width={l}",
-                ({**P1_SGD, **P1_HARDENING},),
+                _trials({**P1_SGD, "epochs": 100}, P1_HARDENING, RISING_HARDENING),
                 published(test, memorised),
             )
             for d, l, test, memorised in shapes
