@@ -1,0 +1,26 @@
+"""What the README says is so: its example runs, and its tables are made from results/."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_example_runs():
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert code.count("\n") <= 10
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["y"].shape == scope["x"].shape
+    assert scope["layer"].inference_width == 12
+
+
+def test_the_tables_are_those_of_the_results():
+    subprocess.run([sys.executable, ROOT / "results" / "tables.py", "--check"], check=True)
+
+
+def test_every_path_that_the_readme_names_exists():
+    for path in re.findall(r"\]\(((?!https?:)[^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
