@@ -49,12 +49,11 @@ class RunLog:
         write_atomically(self._jsonl, lambda p: p.write_text(lines))
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
         self._console = Console(quiet=quiet)
-        self._table = Table(*_COLUMNS, title=title)
-        self._live = Live(self._table, console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        for row in history:
-            self._table.add_row(*_cells(row))
+        self._title, self._rows = title, [_cells(row) for row in history]
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         if self._live:
             self._live.start()
+            self._live.update(self._table(), refresh=True)
         else:
             self._console.print(title)
 
@@ -68,13 +67,20 @@ class RunLog:
         for name, use in row["layers"].items():
             for key in ("effective_leaves", "used_leaves", "mean_entropy"):
                 self._events.add_scalar(f"{name}/{key}", use[key], row["epoch"])
-        self._table.add_row(*_cells(row))
+        self._rows.append(_cells(row))
         if self._live:
-            self._live.refresh()
+            self._live.update(self._table(), refresh=True)
         else:
-            self._console.print("  ".join(f"{c} {v}" for c, v in zip(_COLUMNS, _cells(row), strict=True) if v))
+            self._console.print("  ".join(f"{c} {v}" for c, v in zip(_COLUMNS, self._rows[-1], strict=True) if v))
         if warning:
             self._console.print(warning, style="bold yellow")
+
+    def _table(self) -> Table:
+        """The newest epochs, as many as the console is high."""
+        table = Table(*_COLUMNS, title=self._title)
+        for cells in self._rows[-max(5, self._console.height - 8) :]:
+            table.add_row(*cells)
+        return table
 
     def close(self) -> None:
         if self._live:
