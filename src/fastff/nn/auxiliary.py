@@ -30,11 +30,11 @@ def auxiliary_loss(
             raise ValueError(f"{name} must be a number of at least 0, got {weight}")
     first = next(model.parameters(), None)
     total = torch.zeros((), device=None if first is None else first.device)
-    if not any(weights.values()):
+    weights = {name: weight for name, weight in weights.items() if weight}
+    if not weights:
         return total
     for module in model.modules():
         if isinstance(module, RoutedLayer) and module.has_routing:
-            for name, loss in module.routing.losses().items():
-                if weights[name]:
-                    total = total + weights[name] * loss
+            for name, loss in module.routing.losses(weights).items():
+                total = total + weights[name] * loss
     return total

@@ -1,5 +1,6 @@
 """What a layer's last forward decided: node entropies, leaf usage, and the losses made of them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +77,10 @@ class TreeRouting:
         """(K,) float32: exp of the entropy of the leaf usage; L where all are used alike, 1 where one is used."""
         return torch.special.entr(self.leaf_usage).sum(-1).exp()
 
-    def losses(self) -> dict[str, Tensor]:
-        """The auxiliary losses of this forward, scalars: "hardening" and "balance"."""
-        return {"hardening": self._hardening(), "balance": self._balance()}
+    def losses(self, names: Collection[str] = ("hardening", "balance")) -> dict[str, Tensor]:
+        """Those of the auxiliary losses "hardening" and "balance" that are named, scalars."""
+        known = {"hardening": self._hardening, "balance": self._balance}
+        return {name: loss() for name, loss in known.items() if name in names}
 
     def _hardening(self) -> Tensor:
         """Mean over samples and evaluated nodes of the entropy of the decision (P1, section "hardening")."""
@@ -142,12 +144,10 @@ class ExpertRouting:
         """(1,) float32: exp of the entropy of the usage."""
         return torch.special.entr(self.leaf_usage).sum(-1).exp()
 
-    def losses(self) -> dict[str, Tensor]:
-        """The auxiliary losses of this forward, scalars: "importance" and "load" (Shazeer et al., appendix A)."""
-        return {
-            "importance": squared_coefficient_of_variation(self.importance),
-            "load": squared_coefficient_of_variation(self.load),
-        }
+    def losses(self, names: Collection[str] = ("importance", "load")) -> dict[str, Tensor]:
+        """Those of the auxiliary losses "importance" and "load" that are named, scalars (Shazeer et al., appendix A)."""
+        known = {"importance": self.importance, "load": self.load}
+        return {name: squared_coefficient_of_variation(load) for name, load in known.items() if name in names}
 
 
 Routing = TreeRouting | ExpertRouting
