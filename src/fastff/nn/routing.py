@@ -145,7 +145,7 @@ class ExpertRouting:
         return torch.special.entr(self.leaf_usage).sum(-1).exp()
 
     def losses(self, names: Collection[str] = ("importance", "load")) -> dict[str, Tensor]:
-        """Those of the auxiliary losses "importance" and "load" that are named, scalars (Shazeer et al., appendix A)."""
+        """Those of "importance" and "load" (Shazeer et al., appendix A) that are named, scalars."""
         known = {"importance": self.importance, "load": self.load}
         return {name: squared_coefficient_of_variation(load) for name, load in known.items() if name in names}
 
