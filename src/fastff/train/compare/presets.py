@@ -14,7 +14,7 @@ P1_ADAM = {
     "batch_size": 4096,
     "weight_decay": 0.0,
     "schedule": "plateau",
-    "plateau_epochs": 10,
+    "plateau_epochs": 7,
 }
 P1_HARDENING = {"hardening": 3.0}
 # The weight that hardens leaves of one neuron without collapsing them at once; P1 does not state a schedule.
@@ -70,13 +70,13 @@ def p1_explorative(data: str) -> Comparison:
         return {"source": "P1, best of 10", "test_accuracy": test, "memorisation_accuracy": memorised} if mnist else {}
 
     candidates = (
-        Candidate("dense 128, P1's training", "dense:width=128", ({**P1_SGD, "epochs": 100},), published(98.1)),
+        Candidate("dense 128, P1's training", "dense:width=128", ({**P1_SGD, "epochs": 60},), published(98.1)),
         Candidate("dense 128", "dense:width=128", dense),
         *(
             Candidate(
                 f"FFF d{d} l{l}, P1's training",
                 f"fff:depth={d},leaf_width={l}",
-                _trials({**P1_SGD, "epochs": 100}, P1_HARDENING, RISING_HARDENING),
+                _trials({**P1_SGD, "epochs": 60}, P1_HARDENING, RISING_HARDENING),
                 published(test, memorised),
             )
             for d, l, test, memorised in shapes
@@ -122,7 +122,7 @@ def p1_comparison(data: str) -> Comparison:
     return Comparison(
         "p1-comparison",
         "P1's comparison of dense, MoE and FFF layers without augmentation, with P1's training and with ours.",
-        {"data": data, "epochs": 60, "patience": 15},
+        {"data": data, "epochs": 40, "patience": 10},
         with_dense_baselines(tuple(candidates), (ours,)),
         seeds=3,
     )
