@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+INTERRUPTED = 130
 NEEDS_TRAIN = "pip install 'fastff[train]'"
 
 
@@ -45,10 +46,10 @@ def main() -> None:
         import typer.main
 
         command = typer.main.get_command(build_app())
-        sys.exit(command.main(sys.argv[1:], prog_name="fastff", standalone_mode=False))
-    except KeyboardInterrupt:
-        print("interrupted; the same command (train: with --resume) goes on from here", file=sys.stderr)
-        sys.exit(130)
+        code = command.main(sys.argv[1:], prog_name="fastff", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            print("interrupted; the same command (train: with --resume) goes on from here", file=sys.stderr)
+        sys.exit(code)
     except ModuleNotFoundError as error:
         _fail(f"the package {error.name!r} is missing: {NEEDS_TRAIN}")
     except (ValueError, TypeError, OSError, RuntimeError) as error:

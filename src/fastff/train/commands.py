@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fastff.train.compare import PRESETS, preset
+from fastff.train.compare import PRESETS, preset, runs_of
 from fastff.train.compare import compare as run_comparison
 from fastff.train.config import TrainConfig
 from fastff.train.data import load_data
@@ -74,7 +74,7 @@ def compare_command(
     folder = out or Path("runs") / name
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("loading the data", total=None)
+        task = progress.add_task("the first runs", total=len(runs_of(comparison)))
 
         def show(run: Any, result: dict[str, Any], done: int, all_runs: int) -> None:
             text = f"{run.label}, seed {run.config.seed}: {result['test_accuracy']:.2f} %"

@@ -7,8 +7,10 @@ from typing import Any
 from fastff.train.compare.comparison import Candidate, Comparison, with_dense_baselines
 
 # P1's training (facts: SGD 0.2, batch 256, hardening weight 3 in its explorative and comparison experiments).
-P1_SGD = {"optimizer": "sgd", "lr": 0.2, "batch_size": 256, "weight_decay": 0.0, "schedule": "constant"}
+AS_IT_IS = {"balance": 0.0, "initialise": False}  # no help for the routing
+P1_SGD = {**AS_IT_IS, "optimizer": "sgd", "lr": 0.2, "batch_size": 256, "weight_decay": 0.0, "schedule": "constant"}
 P1_ADAM = {
+    **AS_IT_IS,
     "optimizer": "adamw",
     "lr": 1e-3,
     "batch_size": 4096,
@@ -22,7 +24,7 @@ RISING_HARDENING = {"hardening": 30.0, "hardening_schedule": "warmup"}
 P1_MOE = {"importance": 0.1, "load": 0.1}
 
 # What we recommend; dense layers and experts get the same optimiser, schedule and number of trials.
-ADAMW = {"optimizer": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 0.1, "schedule": "cosine"}
+ADAMW = {**AS_IT_IS, "optimizer": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 0.1, "schedule": "cosine"}
 RECIPE = {**ADAMW, "balance": 0.1, "initialise": True}
 DROPOUTS: tuple[dict[str, Any], ...] = ({}, {"input_dropout": 0.2})
 
@@ -130,7 +132,7 @@ def p1_comparison(data: str) -> Comparison:
 
 def p1_vit(data: str) -> Comparison:
     """P1's vision transformer on CIFAR-10, training width 128, leaf widths 32 to 1."""
-    base = {"optimizer": "adamw", "lr": 4e-4, "batch_size": 128, "weight_decay": 0.0, "schedule": "cosine"}
+    base = {**AS_IT_IS, "optimizer": "adamw", "lr": 4e-4, "batch_size": 128, "weight_decay": 0.0, "schedule": "cosine"}
     cifar = "cifar10" in data.lower() or "cifar-10" in data.lower()
     shapes = ((2, 32, 83.6), (3, 16, 83.2), (4, 8, 82.8), (5, 4, 81.6), (6, 2, 80.1), (7, 1, 79.8))
 

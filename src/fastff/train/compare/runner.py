@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -77,8 +79,8 @@ def compare(
 def _in_parallel(waiting: list[Run], folder: Path, jobs: int, done: Callable[[Run, dict[str, Any]], None]) -> None:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a forked child would inherit threads that PyTorch already runs
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_use_threads, initargs=(threads,)) as pool:
-        futures: dict[Future[dict[str, Any]], Run] = {pool.submit(_train, run, folder): run for run in waiting}
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_child, initargs=(threads,)) as pool:
+        futures: dict[Future[dict[str, Any]], Run] = {pool.submit(_train_in_child, run, folder): run for run in waiting}
         try:
             for future in as_completed(futures):
                 done(futures[future], future.result())
@@ -89,8 +91,23 @@ def _in_parallel(waiting: list[Run], folder: Path, jobs: int, done: Callable[[Ru
             raise
 
 
-def _use_threads(threads: int) -> None:
+_interrupted = threading.Event()  # of a child: no further run is begun
+
+
+def _start_child(threads: int) -> None:
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, lambda *_: _interrupted.set())  # between two runs; `train` has its own handler
+
+
+def _train_in_child(run: Run, folder: Path) -> dict[str, Any]:
+    """`_train`, unless the child has been interrupted: the pool hands it one more run than it has children."""
+    if _interrupted.is_set():
+        raise Interrupted
+    try:
+        return _train(run, folder)
+    except Interrupted:
+        _interrupted.set()
+        raise
 
 
 def _train(run: Run, folder: Path) -> dict[str, Any]:
