@@ -81,7 +81,7 @@ def test_runs_in_parallel_give_the_same_figures(tmp_path):
 
 def test_every_setting_changes_the_folder_of_a_run():
     a = runs_of(small())[0]
-    changed = runs_of(Comparison("small", "A test.", {**BASE, "balance": 0.1}, small().candidates, 2))[0]
+    changed = runs_of(Comparison("small", "A test.", {**BASE, "balance": 0.2}, small().candidates, 2))[0]
     assert a.key != changed.key
     assert len({run.key for run in runs_of(small())}) == 6
 
