@@ -110,7 +110,7 @@ def evaluate_command(
         raise ValueError(f"split must be one of train, validation, test, got {split!r}")
     config = TrainConfig.read(folder / "config.json")
     loaded = load_config_data(config) if data is None else load_data(data)
-    model = load_model(folder, loaded)
+    model, loaded = load_model(folder, loaded)
     table = Table("routing", "accuracy %", "loss", "leaves used", "mean entropy", title=f"{config.layer}, {split}")
     for soft in (False, True) if can_soften(model) else (False,):
         found = evaluate(model, loaded, getattr(loaded, split), soft=soft)

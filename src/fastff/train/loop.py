@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fastff
@@ -26,6 +26,7 @@ from fastff.train.interrupts import Interrupted, interrupts
 from fastff.train.log import RunLog, collapse_warning
 from fastff.train.models import build_model
 from fastff.train.optimization import make_optimizer, make_schedule
+from fastff.train.saved import load_weights, save_model
 
 
 @dataclass
@@ -245,8 +246,7 @@ class _Run:
         if validated.accuracy > p.best_accuracy:
             p.best_accuracy, p.best_epoch = validated.accuracy, p.epoch + 1
             if self.main:
-                weights = {name: t.detach().cpu().contiguous() for name, t in self.plain.state_dict().items()}
-                write_atomically(self.folder / "model.safetensors", lambda path: save_file(weights, path))
+                save_model(self.folder, self.plain, self.data)
         p.history.append(row)
         p.epoch, p.step, p.loss_sum, p.seconds = p.epoch + 1, 0, 0.0, 0.0
         warning = None if p.warned else collapse_warning(row["layers"])
@@ -272,7 +272,7 @@ class _Run:
         """Evaluate the best epoch's weights on the test data, once, and write result.json."""
         p, accelerator, data = self.progress, self.accelerator, self.data
         accelerator.wait_for_everyone()
-        self.plain.load_state_dict(load_file(self.folder / "model.safetensors"))
+        load_weights(self.folder, self.plain, data)
         test = evaluate(self.plain, data, data.test, accelerator=accelerator)
         layers = [m for m in self.plain.modules() if isinstance(m, fastff.nn.FeedForwardLayer)]
         memorised = max(p.history, key=lambda row: row["train_accuracy"])
