@@ -20,6 +20,8 @@ from fastff.train.loop import load_config_data, train
 from fastff.train.saved import load_model
 
 console = Console()
+if not console.is_terminal:
+    console.width = 110  # a log has no edge that a table must fit
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
