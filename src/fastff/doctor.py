@@ -9,8 +9,11 @@ import torch
 import fastff
 from fastff.ops import BACKENDS, backend_for
 
-EXTRAS = {
-    "train": ("accelerate", "datasets", "jinja2", "matplotlib", "rich", "scikit-learn", "tensorboard", "typer"),
+EXTRAS = {  # as in pyproject.toml
+    "train": (
+        *("accelerate", "datasets", "jinja2", "matplotlib", "numpy", "pillow", "rich"),
+        *("scikit-learn", "tensorboard", "typer"),
+    ),
 }
 
 
@@ -35,6 +38,12 @@ def report() -> list[tuple[str, str]]:
         if missing:
             rows.append(("missing", f"{', '.join(missing)}: pip install 'fastff[{extra}]'"))
     return rows
+
+
+def print_report() -> None:
+    """Print the report, a line for each pair."""
+    for name, value in report():
+        print(f"{name + ':':<18} {value}")
 
 
 def _version(package: str) -> str | None:

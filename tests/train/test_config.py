@@ -41,9 +41,13 @@ def test_a_setting_of_the_wrong_type_is_named():
         TrainConfig(epochs=1.5)
     with pytest.raises(TypeError, match="lr"):
         TrainConfig(lr="fast")
+    for setting in ({"augment": "yes"}, {"seed": 1.5}, {"warmup": None}, {"layer": 5}, {"data": 5}, {"epochs": True}):
+        with pytest.raises(TypeError, match=next(iter(setting))):
+            TrainConfig(**setting)
+    assert TrainConfig(lr=1).lr == 1
 
 
-@pytest.mark.parametrize("text", ["{", '{"epochz": 3}', "[]"])
+@pytest.mark.parametrize("text", ["{", '{"epochz": 3}', "[]", "{}"])
 def test_a_damaged_file_is_named(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)

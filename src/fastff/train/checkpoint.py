@@ -1,52 +1,72 @@
 """Checkpoints of the full training state: written whole or not at all, the newest kept."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from fastff.train.files import write_json
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastff.train.files import write_atomically, write_json
 
 _PREFIX = "step-"
+_BEST = "model.safetensors"  # of the run: the weights of the best epoch so far
 
 
-def save_checkpoint(accelerator: Any, folder: Path, step: int, progress: dict[str, Any]) -> None:
-    """Write model, optimiser, schedule, generators and `progress` to `folder`/step-N, then drop older ones.
+def save_checkpoint(accelerator: Any, folder: Path, name: str, progress: dict[str, Any]) -> None:
+    """Write the state to `folder`/checkpoints/step-`name`, then drop older ones.
 
-    Everything is written to a folder of another name first, which is then renamed: a checkpoint that has its name is
-    whole, whenever the process is killed.
+    Model, optimiser and schedule (by Accelerate), generators, the run's best weights and `progress` are written to a
+    folder of another name first, which is then renamed: a checkpoint that has its name is whole, whenever the process
+    is killed.
+
+    Args:
+        accelerator: with the prepared model and optimiser.
+        folder: of the run.
+        name: sorts after the names of all earlier checkpoints, and differs from them.
+        progress: for JSON.
     """
-    final = folder / f"{_PREFIX}{step:09d}"
-    temporary = folder / f".{final.name}.tmp"
+    checkpoints = folder / "checkpoints"
+    final = checkpoints / f"{_PREFIX}{name}"
+    temporary = checkpoints / f".{final.name}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary), safe_serialization=True)
+    save_file(_generators(), temporary / f"generators-{accelerator.process_index}.safetensors")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        if (folder / _BEST).exists():
+            shutil.copy(folder / _BEST, temporary / "best.safetensors")
         write_json(temporary / "progress.json", progress)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in _checkpoints(folder)[:-1]:
+        os.rename(temporary, final)
+        for old in _checkpoints(checkpoints)[:-1]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
 def load_checkpoint(accelerator: Any, folder: Path) -> dict[str, Any] | None:
-    """Restore the newest checkpoint in `folder` and return its progress; None if there is none.
+    """Restore the newest checkpoint of the run in `folder` and return its progress; None if there is none.
 
     Raises:
         ValueError: the checkpoint is damaged, or of another model.
     """
-    found = _checkpoints(folder)
+    found = _checkpoints(folder / "checkpoints")
     if not found:
         return None
+    newest = found[-1]
     try:
-        progress = json.loads((found[-1] / "progress.json").read_text())
-        accelerator.load_state(str(found[-1]))
+        progress = json.loads((newest / "progress.json").read_text())
+        accelerator.load_state(str(newest))
+        _set_generators(load_file(newest / f"generators-{accelerator.process_index}.safetensors"))
+        if accelerator.is_main_process and (newest / "best.safetensors").exists():
+            write_atomically(folder / _BEST, lambda path: shutil.copy(newest / "best.safetensors", path))
     except Exception as error:  # whatever a damaged file makes the readers raise
-        raise ValueError(f"checkpoint {found[-1]} cannot be restored: {_first_line(error)}") from error
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise ValueError(f"checkpoint {newest} cannot be restored: {type(error).__name__}: {first_line}") from error
     return progress
 
 
@@ -54,5 +74,15 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir())
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+def _generators() -> dict[str, torch.Tensor]:
+    """The states of PyTorch's generators, the only ones that training draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_generators(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

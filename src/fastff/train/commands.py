@@ -14,7 +14,6 @@ from rich.table import Table
 from fastff.train.compare import PRESETS, preset, runs_of
 from fastff.train.compare import compare as run_comparison
 from fastff.train.config import TrainConfig
-from fastff.train.data import load_data
 from fastff.train.evaluation import can_soften, evaluate
 from fastff.train.loop import load_config_data, train
 from fastff.train.saved import load_model
@@ -111,7 +110,7 @@ def evaluate_command(
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be one of train, validation, test, got {split!r}")
     config = TrainConfig.read(folder / "config.json")
-    loaded = load_config_data(config) if data is None else load_data(data)
+    loaded = load_config_data(config if data is None else dataclasses.replace(config, data=data, limit=None))
     model, loaded = load_model(folder, loaded)
     table = Table("routing", "accuracy %", "loss", "leaves used", "mean entropy", title=f"{config.layer}, {split}")
     for soft in (False, True) if can_soften(model) else (False,):

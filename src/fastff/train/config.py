@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from fastff.train.layers import parse_layer
 from fastff.train.models import MODELS
@@ -57,6 +57,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError that names the setting and its value."""
+        for name, hint in get_type_hints(TrainConfig).items():
+            kinds = get_args(hint) or (hint,)
+            value = getattr(self, name)
+            if not (type(value) in kinds or (type(value) is int and float in kinds)):
+                raise TypeError(f"{name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
         parse_layer(self.layer)
         for name, choices in (
             ("model", MODELS),
@@ -69,18 +74,11 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "accumulation", "block_batch", "plateau_epochs", "patience", "limit"):
             value = getattr(self, name)
-            if value is None and name in ("patience", "limit"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "weight_decay", "hardening", "balance", "importance", "load"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+        for name in ("lr", "weight_decay", "hardening", "balance", "importance", "load", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
         for name in ("momentum", "warmup", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -93,18 +91,14 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Any, source: str | Path) -> "TrainConfig":
-        """Build from a dictionary; ValueError naming `source` if a setting is unknown."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not set(values) <= known:
-            unknown = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"{source} holds no training settings: unknown {unknown}")
-        return cls(**values)
-
-    @classmethod
     def read(cls, path: Path) -> "TrainConfig":
-        """Read the JSON file at `path`; ValueError if it is missing or damaged."""
+        """Read the JSON file at `path`, which must hold every setting; ValueError if it is missing or damaged."""
         try:
-            return cls.from_dict(json.loads(path.read_text()), path)
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            values = json.loads(path.read_text())
+            names = {field.name for field in dataclasses.fields(cls)}
+            if not isinstance(values, dict) or values.keys() != names:
+                differ = sorted(values.keys() ^ names) if isinstance(values, dict) else type(values).__name__
+                raise ValueError(f"unknown or missing {differ}")
+            return cls(**values)
+        except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as training settings: {error}") from None

@@ -116,9 +116,10 @@ def evaluate(model: nn.Module, data: Data, split: Split, *, soft: bool = False, 
     totals = torch.zeros(3, dtype=torch.float64)  # correct, loss, seconds
     layers: dict[str, LayerUse] = {}
     with torch.no_grad(), routing_soft(model, soft):
-        for start in range(rank * BATCH, len(split), processes * BATCH):
-            x = data.normalise(split.inputs[start : start + BATCH].to(device))
-            labels = split.labels[start : start + BATCH].to(device)
+        for start in range(0, len(split), processes * BATCH):
+            mine = slice(start + rank, start + processes * BATCH, processes)  # may be empty: every process does it all
+            x = data.normalise(split.inputs[mine].to(device))
+            labels = split.labels[mine].to(device)
             began = time.perf_counter()
             logits = model(x).float()
             correct = (logits.argmax(-1) == labels).sum().item()  # waits for the device, so the time is all of it

@@ -1,10 +1,10 @@
-"""Files that are never half-written: a temporary neighbour first, then one rename."""
+"""Files that are never half-written (a temporary neighbour first, then one rename), and folders with one writer."""
 
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -19,4 +19,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=1) + "\n"))
+    write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n"))
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Keep other processes from writing to `folder` until the returned file is closed, or this process ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    file = (folder / ".lock").open("w")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no such lock
+        pass
+    except OSError:
+        file.close()
+        raise ValueError(f"folder {str(folder)!r} is in use by another process") from None
+    return file

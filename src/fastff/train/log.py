@@ -47,7 +47,7 @@ class RunLog:
         self._jsonl = folder / "metrics.jsonl"
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_atomically(self._jsonl, lambda p: p.write_text(lines))
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)  # epochs count from 1
         self._console = Console(quiet=quiet)
         self._title, self._rows = title, [_cells(row) for row in history]
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
@@ -67,6 +67,7 @@ class RunLog:
         for name, use in row["layers"].items():
             for key in ("effective_leaves", "used_leaves", "mean_entropy"):
                 self._events.add_scalar(f"{name}/{key}", use[key], row["epoch"])
+        self._events.flush()
         self._rows.append(_cells(row))
         if self._live:
             self._live.update(self._table(), refresh=True)
@@ -93,7 +94,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     soft = row.get("validation_soft_accuracy")
     return [
         str(row["epoch"]),
-        f"{row['loss']:.4f}",
+        "no number" if row["loss"] is None else f"{row['loss']:.4f}",
         f"{row['train_accuracy']:.2f}",
         f"{row['validation_accuracy']:.2f}",
         "" if soft is None else f"{soft:.2f}",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastff
 from fastff.train.augment import augment
@@ -21,7 +21,7 @@ from fastff.train.checkpoint import load_checkpoint, save_checkpoint
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data, load_data
 from fastff.train.evaluation import can_soften, evaluate, mean_inputs
-from fastff.train.files import write_atomically, write_json
+from fastff.train.files import lock_folder, write_atomically, write_json
 from fastff.train.interrupts import Interrupted, interrupts
 from fastff.train.log import RunLog, collapse_warning
 from fastff.train.models import build_model
@@ -40,6 +40,7 @@ class Progress:
     best_accuracy: float = -1.0
     best_epoch: int = 0
     warned: bool = False
+    diverged: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -58,8 +59,8 @@ def train(
         config: everything that the result depends on.
         folder: of the run: config.json, metrics.jsonl, TensorBoard events, checkpoints while it runs; at the end
             model.safetensors (the best epoch's weights) and result.json.
-        resume: go on where a run in `folder` stopped, to the same weights, bit for bit on one machine. A finished run
-            is returned as it is, an empty folder starts.
+        resume: go on where a run in `folder` stopped, to the same weights, bit for bit on one CPU with as many threads.
+            A finished run is returned as it is, an empty folder starts.
         quiet: print nothing.
         data: loaded already; None loads what `config` names.
         checkpoint_seconds: least time between two checkpoints; an interrupt leaves one at once.
@@ -75,23 +76,25 @@ def train(
     finished = _finished(config, folder, resume)
     if finished is not None:
         return finished
-    run = _Run(config, folder, data or load_config_data(config), checkpoint_seconds)
-    log = None
+    run = _Run(config, folder, data or load_config_data(config), checkpoint_seconds, (folder / "config.json").exists())
+    log = lock = None
     if run.main:
         _make_folder(config, folder)  # only now, so that settings that cannot run leave nothing behind
+        lock = lock_folder(folder)
         log = RunLog(folder, run.progress.history, f"{config.layer} on {config.data}", quiet)
     run.accelerator.wait_for_everyone()
     try:
         with interrupts() as interrupted:
-            while run.progress.epoch < config.epochs and not run.out_of_patience:
+            while not run.done:
                 run.train_epoch(interrupted)
                 row, warning = run.evaluate_epoch()
                 if log:
                     log.epoch(row, warning)
                 run.checkpoint_if_due(interrupted)
     finally:
-        if log:
+        if log and lock:
             log.close()
+            lock.close()
     return run.finish()
 
 
@@ -110,6 +113,8 @@ def _finished(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any]
     """The result of the run in `folder` if it is finished; ValueError if the folder holds what cannot be resumed."""
     path = folder / "config.json"
     if not path.exists():
+        if (folder / "checkpoints").exists():
+            raise ValueError(f"folder {str(folder)!r} holds checkpoints but no config.json: name another folder")
         return None
     if not resume:
         raise ValueError(f"folder {str(folder)!r} already holds a run: resume it, or name another folder")
@@ -131,23 +136,29 @@ def _make_folder(config: TrainConfig, folder: Path) -> None:
 
 def load_result(folder: Path) -> dict[str, Any]:
     """Read a finished run's result.json; ValueError if it is missing or damaged."""
+    path = folder / "result.json"
     try:
-        return json.loads((folder / "result.json").read_text())
+        result = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / 'result.json'} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(result, dict) or not {"config", "history", "test_accuracy"} <= result.keys():
+        raise ValueError(f"{path} is no result of a run")
+    return result
 
 
 class _Run:
     """One run's model, optimiser, schedule and progress."""
 
-    def __init__(self, config: TrainConfig, folder: Path, data: Data, checkpoint_seconds: float) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, data: Data, checkpoint_seconds: float, resumes: bool) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.utils import set_seed
 
+        if config.augment and len(data.shape) != 3:
+            raise ValueError(f"augment needs images, and the samples of {config.data!r} are of shape {data.shape}")
         AcceleratorState._reset_state()  # so that one process can train in several precisions, one after the other
         self.config, self.folder, self.data, self.checkpoint_seconds = config, folder, data, checkpoint_seconds
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.accelerator.is_available())
         self.main = self.accelerator.is_main_process
         processes = self.accelerator.num_processes
         if config.batch_size % processes:
@@ -157,21 +168,24 @@ class _Run:
         if config.initialise:
             sample = data.train.inputs[_order(len(data.train), config.seed, epoch=0)[:4000]]
             fastff.initialise_from_data(model, [data.normalise(sample)], seed=config.seed)
-        self.plain: nn.Module = model
+        self.plain = model
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model))
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.schedule = make_schedule(config, self.optimizer.optimizer, self.total_steps)
         self.accelerator.register_for_checkpointing(self.schedule)
         set_seed(config.seed + 1 + self.accelerator.process_index)  # noise differs between processes
-        saved = load_checkpoint(self.accelerator, folder / "checkpoints")
+        saved = load_checkpoint(self.accelerator, folder) if resumes else None
         self.progress = Progress(**saved) if saved else Progress()
         self._last_checkpoint = time.monotonic()
 
     @property
-    def out_of_patience(self) -> bool:
-        p = self.progress
-        return self.config.patience is not None and p.epoch - p.best_epoch >= self.config.patience
+    def done(self) -> bool:
+        """All epochs are over, or none has been the best for too long, or the loss is no number."""
+        p, patience = self.progress, self.config.patience
+        return (
+            p.diverged or p.epoch >= self.config.epochs or (patience is not None and p.epoch - p.best_epoch >= patience)
+        )
 
     def train_epoch(self, interrupted: threading.Event) -> None:
         """The rest of the epoch, step by step; checkpoints when it is time."""
@@ -183,16 +197,21 @@ class _Run:
             p.loss_sum += self._step(order[p.step * config.batch_size : (p.step + 1) * config.batch_size])
             p.step += 1
             p.seconds += time.perf_counter() - began
+            if not math.isfinite(p.loss_sum):
+                p.diverged = True
+                break
             self.checkpoint_if_due(interrupted)
 
     def _step(self, batch: Tensor) -> float:
         """One step of the optimiser; returns the loss, which waits for the device."""
-        config, accelerator = self.config, self.accelerator
-        mine = batch[accelerator.process_index :: accelerator.num_processes]
+        config, accelerator, processes = self.config, self.accelerator, self.accelerator.num_processes
+        mine = batch[accelerator.process_index :: processes]
+        weight = processes * len(mine) / len(batch)  # DDP takes the mean over processes, which may differ by a sample
+        mine = mine if len(mine) else batch[:1]  # with weight 0: every process must run backward
         parts = [part for part in mine.tensor_split(config.accumulation) if len(part)]
         total = torch.zeros((), device=accelerator.device)
         for i, part in enumerate(parts):
-            share = len(part) / len(mine)
+            share = weight * len(part) / len(mine)
             x = self.data.normalise(self.data.train.inputs[part].to(accelerator.device))
             labels = self.data.train.labels[part].to(accelerator.device)
             with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(self.model):
@@ -207,7 +226,7 @@ class _Run:
         self.optimizer.zero_grad()
         if config.schedule != "plateau":
             self.schedule.step()
-        return total.item()
+        return (accelerator.reduce(total, "mean") if processes > 1 else total).item()
 
     def _auxiliary_loss(self) -> Tensor:
         c, p = self.config, self.progress
@@ -228,10 +247,10 @@ class _Run:
         validated = evaluate(self.plain, self.data, self.data.validation, accelerator=accelerator)
         row: dict[str, Any] = {
             "epoch": p.epoch + 1,
-            "loss": p.loss_sum / self.steps_per_epoch,
+            "loss": _finite(p.loss_sum / max(1, p.step)),
             "train_accuracy": memorised.accuracy,
             "validation_accuracy": validated.accuracy,
-            "validation_loss": validated.loss,
+            "validation_loss": _finite(validated.loss),
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": p.seconds,
             "layers": {name: use.to_dict() for name, use in validated.layers.items()},
@@ -249,6 +268,8 @@ class _Run:
                 save_model(self.folder, self.plain, self.data)
         p.history.append(row)
         p.epoch, p.step, p.loss_sum, p.seconds = p.epoch + 1, 0, 0.0, 0.0
+        if p.diverged:
+            return row, f"training has diverged: the loss is no number. Lower the learning rate ({self.config.lr})."
         warning = None if p.warned else collapse_warning(row["layers"])
         p.warned = p.warned or warning is not None
         return row, warning
@@ -262,8 +283,7 @@ class _Run:
             due, stop = (self.accelerator.reduce(flags, "sum") > 0).tolist()
         if due or stop:
             p = self.progress
-            step = p.epoch * self.steps_per_epoch + p.step
-            save_checkpoint(self.accelerator, self.folder / "checkpoints", step, asdict(p))
+            save_checkpoint(self.accelerator, self.folder, f"{p.epoch:06d}-{p.step:09d}", asdict(p))
             self._last_checkpoint = time.monotonic()
         if stop:
             raise Interrupted
@@ -275,6 +295,7 @@ class _Run:
         load_weights(self.folder, self.plain, data)
         test = evaluate(self.plain, data, data.test, accelerator=accelerator)
         layers = [m for m in self.plain.modules() if isinstance(m, fastff.nn.FeedForwardLayer)]
+        tokens = self.plain.tokens
         memorised = max(p.history, key=lambda row: row["train_accuracy"])
         result = {
             "config": self.config.to_dict(),
@@ -283,15 +304,16 @@ class _Run:
             "parameters": sum(t.numel() for t in self.plain.parameters()),
             "training_width": layers[0].training_width,
             "inference_width": layers[0].inference_width,
-            "training_multiply_adds": layers[0].multiply_adds(training=True),
-            "inference_multiply_adds": layers[0].multiply_adds(training=False),
+            "training_multiply_adds": tokens * sum(layer.multiply_adds(training=True) for layer in layers),
+            "inference_multiply_adds": tokens * sum(layer.multiply_adds(training=False) for layer in layers),
             "epochs": p.epoch,
             "best_epoch": p.best_epoch,
             "validation_accuracy": p.best_accuracy,
             "memorisation_accuracy": memorised["train_accuracy"],
             "memorisation_epoch": memorised["epoch"],
             "test_accuracy": test.accuracy,
-            "test_loss": test.loss,
+            "test_loss": _finite(test.loss),
+            "diverged": p.diverged,
             "training_seconds": sum(row["seconds"] for row in p.history),
             "inference_microseconds_per_sample": 1e6 * test.seconds / len(data.test),
             "layers": {name: use.to_dict() for name, use in test.layers.items()},
@@ -315,6 +337,11 @@ class _Run:
             means = mean_inputs(self.plain, layer, self.data, self.data.validation)
             tensors = {"mean_inputs": means.round().to(torch.uint8)}
             write_atomically(self.folder / "mean_inputs.safetensors", lambda path: save_file(tensors, path))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _order(samples: int, seed: int, epoch: int) -> Tensor:

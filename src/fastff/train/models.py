@@ -19,6 +19,8 @@ class MLP(nn.Module):
         input_dropout: probability with which an input value is left out in training.
     """
 
+    tokens = 1  # of a feedforward layer, a sample
+
     def __init__(self, shape: tuple[int, ...], classes: int, layer: str, input_dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(input_dropout)
@@ -56,6 +58,7 @@ class VisionTransformer(nn.Module):
         if len(shape) != 3 or shape[1] % patch or shape[2] % patch:
             raise ValueError(f"model 'vit' needs images (C, H, W) with sides that {patch} divides, got shape {shape}")
         patches = (shape[1] // patch) * (shape[2] // patch)
+        self.tokens = patches + 1  # of each feedforward layer, a sample
         self.embed = nn.Conv2d(shape[0], hidden, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, hidden))
         self.position = nn.Parameter(torch.randn(1, patches + 1, hidden) * 0.02)

@@ -1,10 +1,11 @@
 """Trained models in the folder of their run: the weights, and how the data of the training were normalised."""
 
 import dataclasses
+import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from fastff.train.config import TrainConfig
@@ -19,7 +20,8 @@ def save_model(folder: Path, model: nn.Module, data: Data) -> None:
     """Write the weights of `model`, and how `data` are normalised, to `folder`, atomically."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     tensors |= {"data.mean": data.mean, "data.std": data.std}
-    write_atomically(folder / _FILE, lambda path: save_file(tensors, path))
+    names = {"class_names": json.dumps(data.class_names)}
+    write_atomically(folder / _FILE, lambda path: save_file(tensors, path, names))
 
 
 def load_model(folder: str | Path, data: Data) -> tuple[nn.Module, Data]:
@@ -46,12 +48,16 @@ def load_weights(folder: Path, model: nn.Module, data: Data) -> Data:
     """
     path = folder / _FILE
     try:
-        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            names = tuple(json.loads((file.metadata() or {})["class_names"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         mean, std = tensors.pop("data.mean"), tensors.pop("data.std")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     except KeyError as error:
         raise ValueError(f"{path} was not written by fastff: it lacks {error}") from None
+    if names != data.class_names:
+        raise ValueError(f"{path} does not fit data {data.name!r}: its classes are {names}, not {data.class_names}")
     if mean.shape != data.mean.shape:
         raise ValueError(
             f"{path} does not fit data {data.name!r}: mean of shape {tuple(mean.shape)}, not {tuple(data.mean.shape)}"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastff.train.compare.comparison import Candidate, Comparison, with_dense_baselines
+from fastff.train.layers import build_layer
 
 # P1's training (facts: SGD 0.2, batch 256, hardening weight 3 in its explorative and comparison experiments).
 AS_IT_IS = {"balance": 0.0, "initialise": False}  # no help for the routing
@@ -26,6 +27,18 @@ P1_MOE = {"importance": 0.1, "load": 0.1}
 # What we recommend; dense layers and experts get the same optimiser, schedule and number of trials.
 ADAMW = {**AS_IT_IS, "optimizer": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 0.1, "schedule": "cosine"}
 RECIPE = {**ADAMW, "balance": 0.1, "initialise": True}
+# P1's explorative figures at training width 128: test accuracy, and memorisation accuracy where it is stated.
+P1_EXPLORATIVE: dict[str, dict[str, tuple[float, ...]]] = {
+    "fashionmnist": {"dense": (89.6,), "d4 l8": (86.1,), "d5 l4": (85.4,), "d6 l2": (84.3,), "d7 l1": (77.7,)},
+    "mnist": {
+        "dense": (98.1,),
+        "d4 l8": (94.9, 99.3),
+        "d5 l4": (93.6, 97.6),
+        "d6 l2": (92.4, 96.2),
+        "d7 l1": (92.0, 94.1),
+    },
+    "usps": {"dense": (94.2,), "d4 l8": (92.1,), "d5 l4": (90.3,), "d6 l2": (88.1,), "d7 l1": (77.8,)},
+}
 DROPOUTS: tuple[dict[str, Any], ...] = ({}, {"input_dropout": 0.2})
 
 
@@ -64,28 +77,31 @@ def quick(data: str) -> Comparison:
 
 def p1_explorative(data: str) -> Comparison:
     """P1's explorative experiment at training width 128: leaf widths 8, 4, 2, 1."""
-    shapes = ((4, 8, 94.9, 99.3), (5, 4, 93.6, 97.6), (6, 2, 92.4, 96.2), (7, 1, 92.0, 94.1))
+    shapes = ((4, 8), (5, 4), (6, 2), (7, 1))
     dense = _trials(ADAMW, *DROPOUTS)
-    mnist = "mnist" in data.lower() and "fashion" not in data.lower()
+    figures = next((f for name, f in P1_EXPLORATIVE.items() if name in data.lower().replace("_", "")), {})
 
-    def published(test: float, memorised: float | None = None) -> dict[str, Any]:
-        return {"source": "P1, best of 10", "test_accuracy": test, "memorisation_accuracy": memorised} if mnist else {}
+    def published(shape: str) -> dict[str, Any]:
+        test, *memorised = figures.get(shape, ()) or (None,)
+        if test is None:
+            return {}
+        return {"source": "P1, best of 10", "test_accuracy": test, "memorisation_accuracy": next(iter(memorised), None)}
 
     candidates = (
-        Candidate("dense 128, P1's training", "dense:width=128", ({**P1_SGD, "epochs": 60},), published(98.1)),
+        Candidate("dense 128, P1's training", "dense:width=128", ({**P1_SGD, "epochs": 60},), published("dense")),
         Candidate("dense 128", "dense:width=128", dense),
         *(
             Candidate(
                 f"FFF d{d} l{l}, P1's training",
                 f"fff:depth={d},leaf_width={l}",
                 _trials({**P1_SGD, "epochs": 60}, P1_HARDENING, RISING_HARDENING),
-                published(test, memorised),
+                published(f"d{d} l{l}"),
             )
-            for d, l, test, memorised in shapes
+            for d, l in shapes
         ),
         *(
             Candidate(f"Tree d{d} l{l}", f"tree:depth={d},leaf_width={l}", _trials(RECIPE, *DROPOUTS))
-            for d, l, _, _ in shapes
+            for d, l in shapes
         ),
     )
     return Comparison(
@@ -185,7 +201,7 @@ def preset(
         name: a key of `PRESETS`.
         data: instead of the data that the preset is meant for.
         seeds: runs of every trial, instead of the preset's number.
-        only: keep the candidates whose label contains this text.
+        only: keep the candidates whose label contains this text, and the dense layers of their inference widths.
         settings: of `TrainConfig`, in place of the preset's for every candidate.
 
     Raises:
@@ -195,12 +211,14 @@ def preset(
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     make, meant_for = PRESETS[name]
     comparison = make(data or meant_for)
+    named = [c for c in comparison.candidates if only is None or only.lower() in c.label.lower()]
+    if not named:
+        labels = ", ".join(c.label for c in comparison.candidates)
+        raise ValueError(f"only={only!r} fits none of the candidates: {labels}")
+    widths = {build_layer(c.layer, 1).inference_width for c in named}
     candidates = tuple(
         dataclasses.replace(c, trials=tuple({**t, **settings} for t in c.trials))
         for c in comparison.candidates
-        if only is None or only.lower() in c.label.lower()
+        if c in named or (c.layer.startswith("dense") and build_layer(c.layer, 1).inference_width in widths)
     )
-    if not candidates:
-        labels = ", ".join(c.label for c in comparison.candidates)
-        raise ValueError(f"only={only!r} fits none of the candidates: {labels}")
     return dataclasses.replace(comparison, candidates=candidates, seeds=seeds or comparison.seeds)

@@ -96,7 +96,16 @@ _interrupted = threading.Event()  # of a child: no further run is begun
 
 def _start_child(threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, lambda *_: _interrupted.set())  # between two runs; `train` has its own handler
+
+
+def _end_with_parent() -> None:
+    """A killed parent takes its children along: they would go on training in folders that the next call uses."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train_in_child(run: Run, folder: Path) -> dict[str, Any]:
