@@ -8,9 +8,10 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from fastff.nn import auxiliary_loss
+from fastff.nn import FeedForward, TreeFeedForward, auxiliary_loss
 
 IN, OUT = 6, 5
 
@@ -178,10 +179,6 @@ def away_from_edges(layer: nn.Module, tokens: int) -> Tensor:
 
 def test_gradients_equal_finite_differences_in_eval(variant):
     layer = variant(torch.float64).eval()
-    if hasattr(layer, "gradient"):
-        layer.gradient = "none"  # the straight-through gradient is not that of the function
-    if hasattr(layer, "harden"):
-        layer.harden = False
     x = away_from_edges(layer, 3)
     assert len(x) == 3
     names = [name for name, _ in layer.named_parameters()]
@@ -210,3 +207,18 @@ def test_every_parameter_gets_a_finite_gradient_in_training(variant, tokens):
         assert p.grad.isfinite().all(), name
         if tokens == 100 and math.prod(p.shape):
             assert p.grad.abs().sum() > 0, name
+
+
+def test_parametrised_and_pruned_layers_run():
+    layer = TreeFeedForward(6, depth=2, leaf_width=2)
+    before = layer(torch.ones(2, 6))
+    parametrizations.weight_norm(layer, "node_weight", dim=None)
+    torch.testing.assert_close(layer(torch.ones(2, 6)), before)
+    prune.l1_unstructured(layer, "base_w1", 0.5)
+    assert not torch.equal(layer(torch.ones(2, 6)), before)
+
+
+def test_autocast_does_not_touch_float64():
+    layer = FeedForward(6, width=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="float64"):
+        layer(torch.ones(2, 6, dtype=torch.float64))

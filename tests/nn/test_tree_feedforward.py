@@ -108,3 +108,37 @@ def test_block_counts_name_nodes_and_leaves_but_no_base():
             assert torch.equal(count, layer.routing.leaf_counts)
     assert torch.equal(counts["node_bias"], layer.routing.path_counts)
     assert torch.equal(counts["node_bias"], layer.routing.node_counts)  # hard routing decides on the path only
+
+
+def test_a_side_that_is_not_taken_may_overflow():
+    torch.manual_seed(0)
+    layer = TreeFeedForward(4, depth=1, leaf_width=2, shared_base=False)
+    x = torch.randn(8, 4)
+    layer(x)
+    taken = layer.routing.leaf[:1, 0]
+    with torch.no_grad():
+        layer.leaf_b2[0, 1 - taken] = float("inf")
+    y = layer(x[:1])
+    assert torch.isfinite(y).all()
+    torch.testing.assert_close(y, layer.eval()(x[:1]))
+
+
+def test_evaluation_runs_the_path_alone_with_and_without_gradients():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += "fastff" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    layer = TreeFeedForward(6, depth=4, leaf_width=2)
+    counts = {}
+    for mode in ("train", "eval"):
+        with Count() as count:
+            getattr(layer, mode)()(torch.randn(3, 6))
+        counts[mode] = count.calls
+    with torch.no_grad(), Count() as count:
+        layer(torch.randn(3, 6))
+    assert counts["eval"] == count.calls < counts["train"]

@@ -12,9 +12,11 @@ def auxiliary_loss(
     """Weighted sum of the auxiliary losses of every routed layer in `model`, read off its last forward.
 
     Args:
-        model: any module; call it on a batch first, then add this to the task's loss before `backward`.
+        model: any module; call it on a batch first, then add this to the task's loss before `backward`. (Checkpointing
+            must be non-reentrant: the reentrant one runs the forward without a graph.)
         hardening: weight of the mean entropy of the node decisions (P1).
-        balance: weight of leaves * sum_k f_k P_k (P3), 1 where all leaves are used alike; see `TreeRouting`.
+        balance: weight of leaves * sum_k f_k P_k (P3), 1 where all leaves are used alike; in hard trees, which do not
+            evaluate every node, the mean over levels of the same over that level's nodes, from the paths alone.
         importance, load: weights of the squared coefficients of variation of the experts' gates and of their smooth
             token counts (Shazeer et al., appendix A).
 
@@ -26,7 +28,7 @@ def auxiliary_loss(
     """
     weights = {"hardening": hardening, "balance": balance, "importance": importance, "load": load}
     for name, weight in weights.items():
-        if not weight >= 0:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
             raise ValueError(f"{name} must be a number of at least 0, got {weight}")
     first = next(model.parameters(), None)
     total = torch.zeros((), device=None if first is None else first.device)
@@ -36,5 +38,5 @@ def auxiliary_loss(
     for module in model.modules():
         if isinstance(module, RoutedLayer) and module.has_routing:
             for name, loss in module.routing.losses(weights).items():
-                total = total + weights[name] * loss
+                total = total + weights[name] * loss.to(total.device)
     return total

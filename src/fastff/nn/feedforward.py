@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastff.nn.layer import FeedForwardLayer, new_parameter, probability, uniform_, whole_number
+from fastff.nn.layer import FeedForwardLayer, probability, uniform_, whole_number
 from fastff.ops import activate
 
 
@@ -26,6 +26,11 @@ class FeedForward(FeedForwardLayer):
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
+    w1: nn.Parameter
+    b1: nn.Parameter
+    w2: nn.Parameter
+    b2: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -41,11 +46,7 @@ class FeedForward(FeedForwardLayer):
         self.width = whole_number("width", width, 1)
         self.dropout = probability("dropout", dropout)
         I, W, O = self.in_features, self.width, self.out_features
-        self.w1 = new_parameter(W, I, device=device, dtype=dtype)
-        self.b1 = new_parameter(W, device=device, dtype=dtype)
-        self.w2 = new_parameter(W, O, device=device, dtype=dtype)
-        self.b2 = new_parameter(O, device=device, dtype=dtype)
-        self.reset_parameters()
+        self._register({"w1": (W, I), "b1": (W,), "w2": (W, O), "b2": (O,)}, device, dtype)
 
     def reset_parameters(self) -> None:
         """Initialise anew."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastff.nn.layer import new_parameter, one_of, probability, uniform_, whole_number
+from fastff.nn.layer import one_of, probability, uniform_, whole_number
 from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
 from fastff.ops import Leaves, activate, leaf_probabilities, tree_feedforward
@@ -31,7 +31,7 @@ class FFF(TreeLayer):
             y = sigmoid(g) * tree + (1 - sigmoid(g)) * master, g = `master_gate`. 0: none.
         harden: None: hard in eval(), soft in train(). True or False overrides both; it can be set at any time
             (`layer.harden = False; layer.eval()` evaluates soft). Trained hard, decisions learn by the exact
-            straight-through gradient of `fastff.ops.tree_feedforward`.
+            straight-through gradient of `fastff.ops.tree_feedforward`; in eval mode the gradient is the function's own.
         device, dtype: of the parameters.
 
     Parameters (N = 2^depth - 1 nodes, L leaves, W leaf_width): node_weight (N, in), node_bias (N,), leaf_w1 (L, W, in),
@@ -85,9 +85,7 @@ class FFF(TreeLayer):
                 "master_b2": (O,),
                 "master_gate": (1,),
             }
-        for name, shape in shapes.items():
-            self.register_parameter(name, new_parameter(*shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        self._register(shapes, device, dtype)
 
     def reset_parameters(self) -> None:
         """Initialise anew."""
@@ -111,8 +109,12 @@ class FFF(TreeLayer):
         return self.depth + self.leaf_width + self.master_width
 
     def multiply_adds(self, *, training: bool) -> int:
-        """In training soft: every node and every leaf."""
-        nodes, leaves = (2**self.depth - 1, 2**self.depth) if training and not self.harden else (self.depth, 1)
+        """Soft every node and every leaf; trained hard also the other side of each decision."""
+        D = self.depth
+        hard = not training if self.harden is None else self.harden
+        nodes, leaves = (D, 1) if hard else (2**D - 1, 2**D)
+        if hard and training:
+            nodes, leaves = D + D * (D - 1) // 2, D + 1
         neurons = leaves * self.leaf_width + self.master_width
         return nodes * self.in_features + neurons * (self.in_features + self.out_features)
 
@@ -149,6 +151,7 @@ class FFF(TreeLayer):
             node_bias.unsqueeze(0),
             leaves=Leaves(*(t.unsqueeze(0) for t in leaves)),
             activation=self.activation,
+            gradient="exact" if self.training else "none",
             dropout=self.dropout if self.training else 0.0,
         )
         self._remember(*path)

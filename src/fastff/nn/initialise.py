@@ -114,11 +114,13 @@ def _call(model: nn.Module, batch: Any) -> None:
 
 def _set_decisions(x_TI: Tensor, weight_KNI: Tensor, bias_KN: Tensor, generator: torch.Generator) -> None:
     K, N, _ = weight_KNI.shape
+    I = x_TI.shape[1]
     for k in range(K):
+        taken = slice(k - k % I, k)  # no more directions are orthogonal than there are features
         reaching = {0: x_TI}
         for n in range(N):
             here = reaching.pop(n)
-            direction, bias = _split(here, weight_KNI[:k, n], generator)
+            direction, bias = _split(here, weight_KNI[taken, n], generator)
             weight_KNI[k, n], bias_KN[k, n] = direction.to(weight_KNI.dtype), bias.to(bias_KN.dtype)
             right = here @ direction + bias >= 0
             reaching[2 * n + 1], reaching[2 * n + 2] = here[~right], here[right]
@@ -134,7 +136,7 @@ def _split(x_TI: Tensor, taken_kI: Tensor, generator: torch.Generator) -> tuple[
     centred = x_TI - x_TI.mean(0)
     if not centred.norm() > 1e-5 * x_TI.norm():  # all alike but for rounding, which is no direction
         return direction, -_median(x_TI @ direction)
-    basis = torch.linalg.qr(taken_kI.float().T).Q if 0 < taken_kI.shape[0] < I else None
+    basis = torch.linalg.qr(taken_kI.float().T).Q if taken_kI.shape[0] else None
     for _ in range(POWER_ITERATIONS):
         image = centred.T @ (centred @ direction)
         if basis is not None:

@@ -36,11 +36,6 @@ def one_of(name: str, value: Any, choices: Any) -> Any:
     return value
 
 
-def new_parameter(*shape: int, device: Any, dtype: Any) -> nn.Parameter:
-    """An uninitialised parameter; `reset_parameters` of the layer fills it."""
-    return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-
-
 def uniform_(parameter: Tensor, fan: int) -> None:
     """Fill with uniform(+-1/sqrt(fan)), the initialisation of both papers."""
     bound = 1 / math.sqrt(max(1, fan))
@@ -55,12 +50,24 @@ class FeedForwardLayer(nn.Module):
     """
 
     forward_tokens: Callable[..., Tensor]
+    parameter_names: tuple[str, ...]  # attributes rather than `_parameters`: parametrisations replace those
 
     def __init__(self, in_features: int, out_features: int | None, activation: str) -> None:
         super().__init__()
         self.in_features = whole_number("in_features", in_features, 1)
         self.out_features = whole_number("out_features", in_features if out_features is None else out_features, 1)
         self.activation = one_of("activation", activation, ACTIVATIONS)
+
+    def _register(self, shapes: dict[str, tuple[int, ...]], device: Any, dtype: Any) -> None:
+        """Create the parameters, and fill them."""
+        self.parameter_names = tuple(shapes)
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise anew."""
+        raise NotImplementedError
 
     @property
     def training_width(self) -> int:
@@ -81,7 +88,7 @@ class FeedForwardLayer(nn.Module):
 
         Args:
             x: (..., in_features), any leading shape, also empty; floating point, of the parameters' dtype unless
-                autocast is on.
+                autocast is on, which casts all parameters in each forward: for inference rather convert the layer.
 
         Returns:
             (..., out_features).
@@ -91,7 +98,7 @@ class FeedForwardLayer(nn.Module):
             ValueError: the last dimension is not in_features.
         """
         self._check_input(x)
-        parameters: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
+        parameters: dict[str, Tensor] = {name: getattr(self, name) for name in self.parameter_names}
         device_type = x.device.type
         if _autocasts(x):
             dtype = torch.get_autocast_dtype(device_type)
@@ -109,7 +116,7 @@ class FeedForwardLayer(nn.Module):
             raise ValueError(
                 f"x must have {self.in_features} features in its last dimension, got shape {tuple(x.shape)}"
             )
-        dtype = next(self.parameters()).dtype
+        dtype = getattr(self, self.parameter_names[0]).dtype
         if x.dtype != dtype and not _autocasts(x):
             raise TypeError(f"x must have the dtype of the parameters, {dtype}, or autocast be on; got {x.dtype}")
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastff.nn.layer import new_parameter, probability, uniform_, whole_number
+from fastff.nn.layer import probability, uniform_, whole_number
 from fastff.nn.routed import RoutedLayer
 from fastff.nn.routing import ExpertRouting
 from fastff.ops import indexed_feedforward
@@ -71,9 +71,7 @@ class MoE(RoutedLayer):
             "expert_w2": (E, W, O),
             "expert_b2": (E, O),
         }
-        for name, shape in shapes.items():
-            self.register_parameter(name, new_parameter(*shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        self._register(shapes, device, dtype)
 
     def reset_parameters(self) -> None:
         """Initialise anew."""
@@ -114,8 +112,10 @@ class MoE(RoutedLayer):
         expert_b2: Tensor,
     ) -> Tensor:
         clean_TE = F.linear(x, gate_weight)
-        scale_TE = F.softplus(F.linear(x, noise_weight))
-        noisy_TE = clean_TE + torch.randn_like(clean_TE) * scale_TE if self.training else clean_TE
+        noisy_TE = clean_TE
+        if self.training:
+            scale_TE = F.softplus(F.linear(x, noise_weight))
+            noisy_TE = clean_TE + torch.randn_like(clean_TE) * scale_TE
         best, chosen = noisy_TE.topk(self.top_k, dim=-1)
         gate_Tk = best.softmax(-1)
         gates_TE = torch.zeros_like(noisy_TE).scatter(1, chosen, gate_Tk)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastff.nn.layer import new_parameter, one_of, uniform_, whole_number
+from fastff.nn.layer import one_of, uniform_, whole_number
 from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
 from fastff.ops import GRADIENTS, Leaves, Path, tree_feedforward
@@ -27,13 +27,14 @@ class TreeFeedForward(TreeLayer):
         leaf_width: hidden neurons of a leaf.
         trees: K.
         activation: a key of `fastff.ops.ACTIVATIONS`, of the leaves and of one-sided nodes.
-        gradient: of the decisions: "exact" (straight-through; depth + 1 leaves a token and tree in training),
-            "sampled" (one level a token at random, times depth: unbiased; 2 leaves), "chosen" (without the side not
-            taken; 1 leaf), "none".
+        gradient: of the decisions in training (in eval mode it is "none"): "exact" (straight-through; depth + 1 leaves
+            a token and tree), "sampled" (one level a token at random, times depth: unbiased; 2 leaves), "chosen"
+            (without the side not taken; 1 leaf), "none".
         two_sided: a node has two output rows and adds relu(z) times the right or relu(-z) times the left; otherwise one
             row, and adds activation(z) times it. The executed cost is the same.
         shared_base: in training a leaf is base + offset, with one base for all leaves of a tree, so that what one
-            leaf learns serves its neighbours. `merge_base` adds the base in, after which it costs nothing.
+            leaf learns serves its neighbours. Until `merge_base` adds the base in, each forward adds it to all leaves,
+            which costs as much as an optimiser's step on them; after it nothing: merge before inference.
         device, dtype: of the parameters.
 
     Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, S = 2 if two_sided else 1): node_weight (K, N, in),
@@ -84,9 +85,7 @@ class TreeFeedForward(TreeLayer):
         }
         if shared_base:
             shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS}
-        for name, shape in shapes.items():
-            self.register_parameter(name, new_parameter(*shape, device=device, dtype=dtype))
-        self.reset_parameters()
+        self._register(shapes, device, dtype)
 
     def reset_parameters(self) -> None:
         """Initialise anew."""
@@ -108,13 +107,11 @@ class TreeFeedForward(TreeLayer):
         return self.trees * (self.depth + self.leaf_width)
 
     def multiply_adds(self, *, training: bool) -> int:
-        """In training with the other sides that the gradient of the decisions follows (the mean, if sampled)."""
+        """In training with the other sides that the gradient of the decisions follows."""
         D, W = self.depth, self.leaf_width
-        other_nodes, other_leaves = {"exact": (D * (D - 1) / 2, D), "sampled": ((D - 1) / 2, 1)}.get(
-            self.gradient, (0, 0)
-        )
+        other_nodes, other_leaves = {"exact": (D * (D - 1) // 2, D), "sampled": (D - 1, 1)}.get(self.gradient, (0, 0))
         neurons = D + W + (other_nodes + other_leaves * W if training and D else 0)
-        return round(self.trees * neurons * (self.in_features + self.out_features))
+        return self.trees * neurons * (self.in_features + self.out_features)
 
     def merge_base(self) -> None:
         """Add the shared base to the leaves, in place, and drop it: the same function, fewer parameters."""
@@ -124,6 +121,7 @@ class TreeFeedForward(TreeLayer):
             for name in LEAF_PARAMETERS:
                 getattr(self, name).add_(getattr(self, _base(name)))
                 delattr(self, _base(name))
+        self.parameter_names = tuple(name for name in self.parameter_names if not name.startswith("base"))
         self.shared_base = False
 
     def forward_tokens(
@@ -138,7 +136,7 @@ class TreeFeedForward(TreeLayer):
             node_out,
             Leaves(*(leaf[name] for name in LEAF_PARAMETERS)),
             activation=self.activation,
-            gradient=self.gradient,
+            gradient=self.gradient if self.training else "none",
         )
         self._remember(*path)
         return y

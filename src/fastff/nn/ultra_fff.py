@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastff.nn.layer import new_parameter, uniform_, whole_number
+from fastff.nn.layer import uniform_, whole_number
 from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
 from fastff.ops import tree_feedforward
@@ -32,6 +32,10 @@ class UltraFFF(TreeLayer):
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
+    w_in: nn.Parameter
+    b_in: nn.Parameter
+    w_out: nn.Parameter
+
     def __init__(
         self,
         in_features: int,
@@ -47,10 +51,8 @@ class UltraFFF(TreeLayer):
         self.depth = whole_number("depth", depth, 0)
         self.trees = whole_number("trees", trees, 1)
         K, N = self.trees, 2 ** (self.depth + 1) - 1
-        self.w_in = new_parameter(K, N, self.in_features, device=device, dtype=dtype)
-        self.b_in = new_parameter(K, N, device=device, dtype=dtype)
-        self.w_out = new_parameter(K, N, self.out_features, device=device, dtype=dtype)
-        self.reset_parameters()
+        shapes = {"w_in": (K, N, self.in_features), "b_in": (K, N), "w_out": (K, N, self.out_features)}
+        self._register(shapes, device, dtype)
 
     def reset_parameters(self) -> None:
         """Initialise anew."""

@@ -1,7 +1,6 @@
 """Pure functions, one per operator, of which every layer is made."""
 
 from fastff.ops.activation import ACTIVATIONS, activate
-from fastff.ops.backend import BACKENDS, backend_for, use_backend
 from fastff.ops.cmm import cmm_in, cmm_out, cmm_outer
 from fastff.ops.descend import descend
 from fastff.ops.indexed_feedforward import indexed_feedforward
@@ -10,12 +9,10 @@ from fastff.ops.tree_feedforward import GRADIENTS, Leaves, Path, contribute, tre
 
 __all__ = [
     "ACTIVATIONS",
-    "BACKENDS",
     "GRADIENTS",
     "Leaves",
     "Path",
     "activate",
-    "backend_for",
     "cmm_in",
     "cmm_out",
     "cmm_outer",
@@ -24,5 +21,4 @@ __all__ = [
     "indexed_feedforward",
     "leaf_probabilities",
     "tree_feedforward",
-    "use_backend",
 ]

@@ -12,8 +12,12 @@ def check_cmm(weight_BWI: Tensor, index_TS: Tensor, *, x_TI: Tensor | None = Non
         raise TypeError(
             f"index must be int64 of shape (tokens, blocks a token), got {index_TS.dtype} {tuple(index_TS.shape)}"
         )
-    _, W, I = weight_BWI.shape
+    B, W, I = weight_BWI.shape
     T, S = index_TS.shape
+    if index_TS.device.type == "cpu" and index_TS.numel():  # elsewhere the values would have to be waited for
+        low, high = (int(value) for value in index_TS.aminmax())
+        if low < 0 or high >= B:
+            raise IndexError(f"index must name blocks from 0 to {B - 1}, got values from {low} to {high}")
     for name, tensor, shape in (("x", x_TI, (T, I)), ("a", a_TSW, (T, S, W))):
         if tensor is None:
             continue

@@ -34,7 +34,11 @@ def indexed_feedforward(
     Returns:
         (T, O).
     """
-    hidden_TSW = activate(cmm_in(x, w1, index) + F.embedding(index, b1), activation)
+    # A product with 1 rather than an embedding: its gradient sums low precision in float32.
+    b1_TSW = cmm_out(x.new_ones(index.numel(), 1, 1), b1.unsqueeze(1), index.reshape(-1, 1)).view(
+        *index.shape, b1.shape[1]
+    )
+    hidden_TSW = activate(cmm_in(x, w1, index) + b1_TSW, activation)
     if dropout:
         hidden_TSW = F.dropout(hidden_TSW, dropout)
     gate_TS1 = (x.new_ones(index.shape) if gate is None else gate).unsqueeze(-1)

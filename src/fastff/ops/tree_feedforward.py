@@ -66,7 +66,8 @@ def tree_feedforward(
         activation: a key of `fastff.ops.ACTIVATIONS`, for one-sided nodes and for leaves.
         gradient: of the decisions. "exact": straight-through, D + 1 leaves a token and tree in training;
             "sampled": of one level a token and tree, drawn evenly, times D: unbiased, 2 leaves; "chosen": without the
-            other side: 1 leaf; "none": decisions learn only by what their node contributes: 1 leaf.
+            other side: 1 leaf; "none", the true gradient of the hard function: decisions learn only by what their node
+            contributes: 1 leaf.
         dropout: probability with which a leaf's hidden neuron is left out.
 
     Returns:
@@ -84,7 +85,8 @@ def tree_feedforward(
     leaf = _leaf_below(nodes, right)
     path = Path(logits, nodes, leaf)
 
-    step = None if gradient == "none" else _straight_through(logits, right)  # (T, K, D), value 0
+    learns = gradient != "none" and logits.requires_grad
+    step = _straight_through(logits, right) if learns else None  # (T, K, D), value 0
     levels = None
     if step is not None and gradient == "sampled" and step.shape[-1]:
         levels = torch.randint(step.shape[-1], (*leaf.shape, 1), device=x.device)  # (T, K, 1)
@@ -93,8 +95,9 @@ def tree_feedforward(
 
     before = None if step is None else 1 + step.cumsum(-1) - step  # path weight of each node, (T, K, D), value 1
     y = _outputs(x, path, node_out, leaves, before, None if step is None else 1 + step.sum(-1), activation, dropout)
-    if step is not None and step.requires_grad and gradient != "chosen" and step.shape[-1]:
-        y = y + _other_sides(x, path, node_weight, node_bias, node_out, leaves, step, levels, activation)
+    if step is not None and gradient != "chosen" and step.shape[-1]:
+        other = _other_sides(x, path, node_weight, node_bias, node_out, leaves, step, levels, activation)
+        y = y + other.nan_to_num(0.0, 0.0, 0.0)  # 0 also where a side that is not taken overflows
     return y, path
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastff.ops.backend import backend_for
 from fastff.ops.checks import check_cmm, check_cmm_outer
-from fastff.ops.cmm import cpu, reference
+from fastff.ops.cmm import reference
 
 
 @torch.library.custom_op("fastff::cmm_in", mutates_args=())
@@ -31,8 +30,7 @@ def cmm_in(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
         IndexError: on a CPU, an index out of range.
     """
     check_cmm(weight, index, x_TI=x)
-    implementation = cpu if backend_for(x.device) == "cpu" else reference
-    return implementation.cmm_in(x, weight, index)
+    return reference.cmm_in(x, weight, index)
 
 
 @torch.library.custom_op("fastff::cmm_out", mutates_args=())
@@ -49,7 +47,7 @@ def cmm_out(a: Tensor, weight: Tensor, index: Tensor) -> Tensor:
 
     Raises:
         ValueError, TypeError: shapes or dtypes that do not fit together.
-        RuntimeError: on a CPU, an index out of range.
+        IndexError: on a CPU, an index out of range.
     """
     check_cmm(weight, index, a_TSW=a)
     return reference.cmm_out(a, weight, index)
@@ -70,10 +68,10 @@ def cmm_outer(a: Tensor, x: Tensor, index: Tensor, blocks: int) -> Tensor:
 
     Raises:
         ValueError, TypeError: shapes or dtypes that do not fit together.
+        IndexError: on a CPU, an index out of range.
     """
     check_cmm_outer(a, x, index, blocks)
-    implementation = cpu if backend_for(x.device) == "cpu" else reference
-    return implementation.cmm_outer(a, x, index, blocks)
+    return reference.cmm_outer(a, x, index, blocks)
 
 
 @cmm_in.register_fake

@@ -2,42 +2,41 @@
 
 A weight is B blocks of W rows; each token names S blocks, and only those are multiplied. A block is a node's row
 (W = 1), a leaf, or an expert. The three products are closed under differentiation: the gradients of each are the
-other two. Tokens are taken in groups, so that the gathered rows never exceed `SCRATCH` elements, whatever T is; no
-value is read back to the host.
+other two. They are PyTorch's embedding bag and its two gradients: no rows are gathered into memory, there is no loop
+over tokens, no value is read back to the host, and a token's bits do not depend on the tokens around it.
 
 Shapes: T tokens, S blocks a token, B blocks, W rows a block, I columns.
 """
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCRATCH = 1 << 18  # elements of gathered rows held at a time: 1 MB of float32, which stays in an L2 cache
+SUM = 0  # the embedding bag's mode
 
 
 def cmm_in(x_TI: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> Tensor:
-    """h[t, s, w] = weight[index[t, s], w] . x[t]; returns (T, S, W). Low precision is summed in float32."""
+    """h[t, s, w] = weight[index[t, s], w] . x[t]; returns (T, S, W)."""
     T, S = index_TS.shape
     _, W, I = weight_BWI.shape
-    sum_dtype = torch.promote_types(x_TI.dtype, torch.float32)
-    out_TSW = x_TI.new_empty(T, S, W)
-    for t in token_groups(T, S * W * I, SCRATCH):
-        rows = weight_BWI.index_select(0, index_TS[t].flatten()).view(t.stop - t.start, S, W, I).to(sum_dtype)
-        out_TSW[t] = rows.mul_(x_TI[t, None, None]).sum(-1)
-    return out_TSW
+    if T * S * W == 0:
+        return x_TI.new_zeros(T, S, W)
+    row_R, bag_R = _rows_and_bags(index_TS, W)
+    starts_T = torch.arange(0, T * S * W, S * W, device=x_TI.device)
+    product_R = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        x_TI.contiguous(), weight_BWI.reshape(-1, I), row_R, starts_T, bag_R, SUM
+    )
+    return product_R.view(T, S, W)
 
 
 def cmm_out(a_TSW: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> Tensor:
     """y[t] = sum over s, w of a[t, s, w] * weight[index[t, s], w]; returns (T, I)."""
     T, S = index_TS.shape
     _, W, I = weight_BWI.shape
-    if S == 0:  # embedding_bag refuses empty rows
+    if T * S * W == 0:
         return a_TSW.new_zeros(T, I)
-    row_TSW = index_TS.unsqueeze(-1) * W + torch.arange(W, device=index_TS.device)
-    weight_RI = weight_BWI.reshape(-1, I)
-    return F.embedding_bag(row_TSW.reshape(T, S * W), weight_RI, per_sample_weights=a_TSW.reshape(T, S * W), mode="sum")
+    row_TR = _rows_and_bags(index_TS, W)[0].view(T, S * W)
+    return F.embedding_bag(row_TR, weight_BWI.reshape(-1, I), per_sample_weights=a_TSW.reshape(T, S * W), mode="sum")
 
 
 def cmm_outer(a_TSW: Tensor, x_TI: Tensor, index_TS: Tensor, blocks: int) -> Tensor:
@@ -47,16 +46,27 @@ def cmm_outer(a_TSW: Tensor, x_TI: Tensor, index_TS: Tensor, blocks: int) -> Ten
     """
     T, S, W = a_TSW.shape
     I = x_TI.shape[1]
+    if T * S * W == 0 or blocks == 0:
+        return x_TI.new_zeros(blocks, W, I)
     sum_dtype = torch.promote_types(x_TI.dtype, torch.float32)
-    out_BWI = x_TI.new_zeros(blocks, W, I, dtype=sum_dtype)
-    for t in token_groups(T, S * W * I, SCRATCH):
-        products = a_TSW[t, ..., None].to(sum_dtype) * x_TI[t, None, None]  # (t, S, W, I)
-        out_BWI.index_add_(0, index_TS[t].flatten(), products.flatten(0, 1))
-    return out_BWI.to(x_TI.dtype)
+    row_R, bag_R = _rows_and_bags(index_TS, W)
+    sizes_T = torch.full((T,), S * W, device=x_TI.device)
+    sums = torch.ops.aten._embedding_bag_dense_backward(
+        x_TI.contiguous().to(sum_dtype),
+        row_R,
+        bag_R,
+        sizes_T,
+        sizes_T[:0],  # of the mode max only
+        blocks * W,
+        False,
+        SUM,
+        a_TSW.reshape(-1).to(sum_dtype),
+    )
+    return sums.view(blocks, W, I).to(x_TI.dtype)
 
 
-def token_groups(tokens: int, elements_per_token: int, most: int) -> Iterator[slice]:
-    """Slices of the tokens, each of at most `most` elements (but one token at least)."""
-    step = max(1, most // max(1, elements_per_token))
-    for start in range(0, tokens, step):
-        yield slice(start, min(start + step, tokens))
+def _rows_and_bags(index_TS: Tensor, W: int) -> tuple[Tensor, Tensor]:
+    """For each product, token by token: the row among all blocks' rows, and the token; both (T * S * W,) int64."""
+    T, S = index_TS.shape
+    row_TSW = index_TS.unsqueeze(-1) * W + torch.arange(W, device=index_TS.device)
+    return row_TSW.flatten(), torch.arange(T, device=index_TS.device).repeat_interleave(S * W)
