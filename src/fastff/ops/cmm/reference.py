@@ -3,7 +3,8 @@
 A weight is B blocks of W rows; each token names S blocks, and only those are multiplied. A block is a node's row
 (W = 1), a leaf, or an expert. The three products are closed under differentiation: the gradients of each are the
 other two. They are PyTorch's embedding bag and its two gradients: no rows are gathered into memory, there is no loop
-over tokens, no value is read back to the host, and a token's bits do not depend on the tokens around it.
+over tokens, and no value is read back to the host. On a CPU a token's bits do not depend on the tokens around it where
+rows are aligned alike, I being a multiple of 16 (BLAS sums an unaligned row in another order).
 
 Shapes: T tokens, S blocks a token, B blocks, W rows a block, I columns.
 """
