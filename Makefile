@@ -12,7 +12,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
 help:
 	@echo "make demo      set up (about 2 minutes) and compare all layers on digits (about 4 minutes on 2 cores); DATA=... for other data"
-	@echo "make test      set up and run the tests (about 5 minutes on 2 cores)"
+	@echo "make test      set up (about 2 minutes) and run the tests (about 2 minutes)"
 	@echo "make test-all  the slow tests too"
 	@echo "make lint      check style and types;  make format  apply the style"
 
@@ -30,11 +30,11 @@ demo: setup
 	$(BIN)/fastff compare quick --data "$(DATA)" --out "$(OUT)" --jobs $(JOBS)
 
 test: setup
-	@echo "Running the tests: about 5 minutes on 2 cores."
+	@echo "Running the tests: about 2 minutes."
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-all: setup
-	@echo "Running all tests: about 15 minutes on 2 cores."
+	@echo "Running all tests: about 6 minutes."
 	$(BIN)/python -m pytest -q
 
 lint: setup
