@@ -40,9 +40,8 @@ def table(summary: dict) -> str:
     runs = summary["runs"]
     seeds = sorted({row["seeds_done"] for row in summary["rows"]})
     spread = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    lines.append(
-        f"\n{runs['done']} runs, {spread} seeds a row, mean ± standard error; torch {summary['versions']['torch']}."
-    )
+    errors = "one seed a row" if seeds == [1] else f"{spread} seeds a row, mean ± standard error"
+    lines.append(f"\n{runs['done']} runs, {errors}; torch {summary['versions']['torch']}.")
     return "\n".join(lines)
 
 
