@@ -1,6 +1,7 @@
 """What all feedforward layers share: the check of arguments and input, and the handling of autocast and shapes."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -42,7 +43,7 @@ def uniform_(parameter: Tensor, fan: int) -> None:
     nn.init.uniform_(parameter, -bound, bound)
 
 
-class FeedForwardLayer(nn.Module):
+class FeedForwardLayer(nn.Module, ABC):
     """Base of the layers: (..., in_features) -> (..., out_features) through `forward_tokens` on (T, in_features).
 
     Subclasses give the widths, the multiply-adds, and `forward_tokens`: x (T, in_features) and the layer's parameters
@@ -65,23 +66,23 @@ class FeedForwardLayer(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
+    @abstractmethod
     def reset_parameters(self) -> None:
         """Initialise anew."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def training_width(self) -> int:
         """Neurons that the layer has."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def inference_width(self) -> int:
         """Neurons that one token runs in inference."""
-        raise NotImplementedError
 
+    @abstractmethod
     def multiply_adds(self, *, training: bool) -> int:
         """Multiply-adds of one token's forward: products of an input or hidden value with a weight, biases left out."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to each vector of the last dimension.

@@ -1,5 +1,6 @@
 """Layers that route: they keep what their last forward decided, for `routing` and `auxiliary_loss`."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -36,11 +37,11 @@ class RoutedLayer(FeedForwardLayer):
         """Whether a forward has been run, so that `routing` can be read."""
         return self._record is not None
 
+    @abstractmethod
     def block_counts(self) -> dict[str, Tensor]:
         """Of each parameter that is made of blocks (nodes, leaves, experts), by name: the tokens of the last forward
         that passed each block, int64, of the shape of the parameter's leading dimensions.
         """
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_record"}
@@ -58,6 +59,6 @@ class TreeLayer(RoutedLayer):
         assert isinstance(routing, TreeRouting)
         return routing
 
+    @abstractmethod
     def decisions(self) -> tuple[Tensor, Tensor]:
         """Weight (K, N, in) and bias (K, N) of the nodes that decide, breadth first; views of the parameters."""
-        raise NotImplementedError
