@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastff.train.files import write_atomically
+
 _SPLITS = ("train", "validation", "test")
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 _INPUT_NAMES = ("image", "img", "pixel_values", "features", "x")
@@ -379,8 +381,7 @@ def _to_cache(path: Path, splits: dict[str, Split], class_names: Sequence[str]) 
 
     tensors = {f"{split}.inputs": part.inputs for split, part in splits.items()}
     tensors |= {f"{split}.labels": part.labels for split, part in splits.items()}
-    temporary = path.with_suffix(f".{os.getpid()}")  # a reader never sees half a file
+    names = {"class_names": json.dumps(class_names)}
     with suppress(OSError, SafetensorError):  # without room for a cache, the data still load
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {"class_names": json.dumps(class_names)})
-        temporary.replace(path)
+        write_atomically(path, lambda p: save_file(tensors, p, names))
