@@ -21,11 +21,10 @@ def hard_routing(logits: list[list[float]], grad: bool = False) -> TreeRouting:
     """One tree, hard: each row the logits of a token's path."""
     z = torch.tensor(logits).unsqueeze(1).requires_grad_(grad)
     T, _, D = z.shape
-    nodes, node = torch.zeros(T, 1, D, dtype=torch.int64), torch.zeros(T, 1, dtype=torch.int64)
+    node = torch.zeros(T, 1, dtype=torch.int64)
     for level in range(D):
-        nodes[..., level] = node
         node = 2 * node + 1 + (z[..., level] >= 0).long()
-    return TreeRouting(z, nodes, node - (2**D - 1), 2**D - 1, 2**D, soft=False)
+    return TreeRouting(z, node - (2**D - 1), 2**D - 1, 2**D, soft=False)
 
 
 def soft_routing(p: list[list[float]]) -> TreeRouting:
@@ -33,7 +32,7 @@ def soft_routing(p: list[list[float]]) -> TreeRouting:
     z = torch.logit(torch.tensor(p)).unsqueeze(1)
     right = z[:, 0] >= 0
     leaf = torch.where(right[:, 0], 2 + right[:, 2].long(), right[:, 1].long())
-    return TreeRouting(z, torch.arange(3).expand(len(p), 1, 3), leaf.unsqueeze(1), 3, 4, soft=True)
+    return TreeRouting(z, leaf.unsqueeze(1), 3, 4, soft=True)
 
 
 HARD = [[logit(0.9), logit(0.6)], [logit(0.7), logit(0.2)], [logit(0.1), logit(0.8)]]  # leaves 3, 2, 1
@@ -42,6 +41,7 @@ HARD = [[logit(0.9), logit(0.6)], [logit(0.7), logit(0.2)], [logit(0.1), logit(0
 def test_counts_of_a_hard_tree():
     routing = hard_routing(HARD)
     assert routing.leaf.tolist() == [[3], [2], [1]]
+    assert routing.nodes.tolist() == [[[0, 2]], [[0, 2]], [[0, 1]]]
     assert routing.leaf_counts.tolist() == [[0, 1, 1, 1]]
     assert routing.node_counts.tolist() == routing.path_counts.tolist() == [[3, 1, 2]]
     torch.testing.assert_close(routing.leaf_usage, torch.tensor([[0, 1, 1, 1]]) / 3)
@@ -59,6 +59,7 @@ def test_a_node_that_decided_nothing_has_no_entropy():
 def test_counts_of_a_soft_tree():
     routing = soft_routing([[0.9, 0.2, 0.6], [0.3, 0.8, 0.1]])
     assert routing.leaf.tolist() == [[3], [1]]
+    assert routing.nodes.tolist() == [[[0, 1, 2]]] * 2
     assert routing.node_counts.tolist() == [[2, 2, 2]]  # every node is evaluated for every token
     assert routing.path_counts.tolist() == [[2, 1, 1]]
     torch.testing.assert_close(
@@ -125,9 +126,7 @@ def run(layer: nn.Module, tokens: int = 20) -> nn.Module:
 def test_balance_of_many_trees_is_their_mean():
     layer = run(TreeFeedForward(6, depth=2, leaf_width=1, trees=3))
     r = layer.routing
-    each = [
-        TreeRouting(r.logits[:, k : k + 1], r.nodes[:, k : k + 1], r.leaf[:, k : k + 1], 3, 4, False) for k in range(3)
-    ]
+    each = [TreeRouting(r.logits[:, k : k + 1], r.leaf[:, k : k + 1], 3, 4, soft=False) for k in range(3)]
     for name in ("balance", "hardening"):
         expected = sum(e.losses()[name] for e in each) / 3
         torch.testing.assert_close(auxiliary_loss(layer, **{name: 1.0}), expected)

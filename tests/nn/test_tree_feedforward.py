@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastff.nn import TreeFeedForward, merge_base
-from fastff.ops import GRADIENTS, Leaves, tree_feedforward
+from fastff.ops import GRADIENTS, Leaves, tree_feedforward, use_backend
 
 LEAF = ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")
 
@@ -135,10 +135,11 @@ def test_evaluation_runs_the_path_alone_with_and_without_gradients():
 
     layer = TreeFeedForward(6, depth=4, leaf_width=2)
     counts = {}
-    for mode in ("train", "eval"):
-        with Count() as count:
-            getattr(layer, mode)()(torch.randn(3, 6))
-        counts[mode] = count.calls
-    with torch.no_grad(), Count() as count:
-        layer(torch.randn(3, 6))
-    assert counts["eval"] == count.calls < counts["train"]
+    with use_backend("reference"):  # the compiled kernels are one operator whatever they follow
+        for mode in ("train", "eval"):
+            with Count() as count:
+                getattr(layer, mode)()(torch.randn(3, 6))
+            counts[mode] = count.calls
+        with torch.no_grad(), Count() as count:
+            layer(torch.randn(3, 6))
+    assert 0 < counts["eval"] == count.calls < counts["train"]

@@ -173,9 +173,9 @@ class FFF(TreeLayer):
     def _drop(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self.dropout, self.training)
 
-    def _routing(self, logits: Tensor, nodes: Tensor, leaf: Tensor) -> TreeRouting:
-        soft = nodes.shape[-1] > self.depth  # all nodes; where they are but one, soft and hard records are alike
-        return TreeRouting(logits, nodes, leaf, 2**self.depth - 1, 2**self.depth, soft=soft)
+    def _routing(self, logits: Tensor, leaf: Tensor) -> TreeRouting:
+        soft = logits.shape[-1] > self.depth  # all nodes; where they are but one, soft and hard records are alike
+        return TreeRouting(logits, leaf, 2**self.depth - 1, 2**self.depth, soft=soft)
 
     def decisions(self) -> tuple[Tensor, Tensor]:
         return self.node_weight.unsqueeze(0), self.node_bias.unsqueeze(0)
@@ -199,11 +199,10 @@ class FFF(TreeLayer):
         )
 
 
-def _all_nodes(logits_TN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The record of soft routing: all logits (T, 1, N), all nodes, and the leaf (T, 1) of the hard path among them."""
+def _all_nodes(logits_TN: Tensor) -> tuple[Tensor, Tensor]:
+    """The record of soft routing: all logits (T, 1, N), and the leaf (T, 1) of the hard path among them."""
     T, N = logits_TN.shape
-    nodes = torch.arange(N, device=logits_TN.device)
-    node = nodes.new_zeros(T, 1)
+    node = torch.zeros(T, 1, dtype=torch.int64, device=logits_TN.device)
     for _ in range((N + 1).bit_length() - 1):
         node = 2 * node + 1 + (logits_TN.gather(1, node) >= 0).long()
-    return logits_TN.unsqueeze(1), nodes.expand(T, 1, N), node - N
+    return logits_TN.unsqueeze(1), node - N

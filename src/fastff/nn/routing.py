@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastff.ops import leaf_probabilities
 from fastff.ops.descend import global_rows
+from fastff.ops.tree.reference import nodes_above
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:
@@ -28,18 +29,23 @@ class TreeRouting:
 
     Attributes:
         logits: (T, K, M) of the nodes that were evaluated: the path (M = depth), or in soft routing all (M = N).
-        nodes: (T, K, M) int64, those nodes.
         leaf: (T, K) int64, the leaf of the hard path.
         nodes_per_tree, leaves_per_tree: N and L.
         soft: whether all nodes were evaluated and weigh every leaf by its probability.
     """
 
     logits: Tensor
-    nodes: Tensor
     leaf: Tensor
     nodes_per_tree: int
     leaves_per_tree: int
     soft: bool
+
+    @property
+    def nodes(self) -> Tensor:
+        """(T, K, M) int64: the nodes that were evaluated, numbered breadth first."""
+        if self.soft:
+            return torch.arange(self.nodes_per_tree, device=self.leaf.device).expand_as(self.logits)
+        return nodes_above(self.leaf, self.logits.shape[-1])
 
     @property
     def node_counts(self) -> Tensor:
@@ -102,7 +108,8 @@ class TreeRouting:
             return self.leaves_per_tree * (self.leaf_usage[0] * mean_P_L).sum()
         z = self.logits.float()
         right = z >= 0
-        left_child = 2 * self.nodes + 1
+        nodes = self.nodes
+        left_child = 2 * nodes + 1
         size = 2 * self.nodes_per_tree + 1  # nodes and leaves of a tree, numbered together
         reached_TKD = left_child + right.long()
         share = _count(reached_TKD, size).float() / T

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastff.nn.layer import one_of, uniform_, whole_number
 from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
-from fastff.ops import GRADIENTS, Leaves, Path, tree_feedforward
+from fastff.ops import GRADIENTS, Leaves, tree_feedforward
 
 LEAF_PARAMETERS = ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")
 
@@ -33,8 +33,12 @@ class TreeFeedForward(TreeLayer):
         two_sided: a node has two output rows and adds relu(z) times the right or relu(-z) times the left; otherwise one
             row, and adds activation(z) times it. The executed cost is the same.
         shared_base: in training a leaf is base + offset, with one base for all leaves of a tree, so that what one
-            leaf learns serves its neighbours. Until `merge_base` adds the base in, each forward adds it to all leaves,
-            which costs as much as an optimiser's step on them; after it nothing: merge before inference.
+            leaf learns serves its neighbours. Until `merge_base` adds the base in, a token runs the base's hidden
+            neurons beside its leaf's (on the reference backend each forward adds it to all leaves); after it
+            nothing: merge before inference.
+        sparse: whether gradients of nodes and leaves are sparse tensors of the rows that tokens passed, as of
+            `nn.Embedding(sparse=True)`; for `fastff.optim.RowwiseAdamW`. The compiled CPU kernels make them; elsewhere
+            gradients are dense.
         device, dtype: of the parameters.
 
     Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, S = 2 if two_sided else 1): node_weight (K, N, in),
@@ -62,6 +66,7 @@ class TreeFeedForward(TreeLayer):
         gradient: str = "exact",
         two_sided: bool = True,
         shared_base: bool = True,
+        sparse: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -72,6 +77,7 @@ class TreeFeedForward(TreeLayer):
         self.gradient = one_of("gradient", gradient, GRADIENTS)
         self.two_sided = one_of("two_sided", two_sided, (True, False))
         self.shared_base = one_of("shared_base", shared_base, (True, False))
+        self.sparse = one_of("sparse", sparse, (True, False))
         K, N, L, W, S = self.trees, 2**self.depth - 1, 2**self.depth, self.leaf_width, 2 if two_sided else 1
         I, O = self.in_features, self.out_features
         shapes: dict[str, tuple[int, ...]] = {
@@ -127,22 +133,23 @@ class TreeFeedForward(TreeLayer):
     def forward_tokens(
         self, x: Tensor, node_weight: Tensor, node_bias: Tensor, node_out: Tensor, **leaf: Tensor
     ) -> Tensor:
-        if self.shared_base:
-            leaf = {name: leaf[name] + leaf[_base(name)] for name in LEAF_PARAMETERS}
+        base = Leaves(*(leaf[_base(name)] for name in LEAF_PARAMETERS)) if self.shared_base else None
         y, path = tree_feedforward(
             x,
             node_weight,
             node_bias,
             node_out,
             Leaves(*(leaf[name] for name in LEAF_PARAMETERS)),
+            base,
             activation=self.activation,
             gradient=self.gradient if self.training else "none",
+            sparse=self.sparse,
         )
         self._remember(*path)
         return y
 
-    def _routing(self, logits: Tensor, nodes: Tensor, leaf: Tensor) -> TreeRouting:
-        return TreeRouting(*Path(logits, nodes, leaf), 2**self.depth - 1, 2**self.depth, soft=False)
+    def _routing(self, logits: Tensor, leaf: Tensor) -> TreeRouting:
+        return TreeRouting(logits, leaf, 2**self.depth - 1, 2**self.depth, soft=False)
 
     def decisions(self) -> tuple[Tensor, Tensor]:
         return self.node_weight, self.node_bias

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastff.nn.layer import uniform_, whole_number
+from fastff.nn.layer import one_of, uniform_, whole_number
 from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
 from fastff.ops import tree_feedforward
@@ -23,6 +23,8 @@ class UltraFFF(TreeLayer):
         depth: P1's depth, 0 or more: a tree has 2^(depth + 1) - 1 neurons, a token runs depth + 1 of each.
         trees: K, whose outputs are summed. P2's "KxD" is trees=K, depth=D; 3072x0 is a dense layer without second bias.
         activation: a key of `fastff.ops.ACTIVATIONS`.
+        sparse: whether gradients are sparse tensors of the rows that tokens passed, as of `nn.Embedding(sparse=True)`;
+            for `fastff.optim.RowwiseAdamW`. The compiled CPU kernels make them; elsewhere gradients are dense.
         device, dtype: of the parameters.
 
     Parameters: w_in (K, N, in), b_in (K, N), w_out (K, N, out), N = 2^(depth + 1) - 1; initialised
@@ -44,12 +46,14 @@ class UltraFFF(TreeLayer):
         depth: int,
         trees: int = 1,
         activation: str = "gelu",
+        sparse: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, activation)
         self.depth = whole_number("depth", depth, 0)
         self.trees = whole_number("trees", trees, 1)
+        self.sparse = one_of("sparse", sparse, (True, False))
         K, N = self.trees, 2 ** (self.depth + 1) - 1
         shapes = {"w_in": (K, N, self.in_features), "b_in": (K, N), "w_out": (K, N, self.out_features)}
         self._register(shapes, device, dtype)
@@ -74,14 +78,16 @@ class UltraFFF(TreeLayer):
         return self.inference_width * (self.in_features + self.out_features)
 
     def forward_tokens(self, x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor) -> Tensor:
-        y, path = tree_feedforward(x, w_in, b_in, w_out.unsqueeze(2), activation=self.activation, gradient="none")
-        self._remember(path.logits, path.nodes)
+        y, path = tree_feedforward(
+            x, w_in, b_in, w_out, activation=self.activation, gradient="none", sparse=self.sparse
+        )
+        self._remember(*path)
         return y
 
-    def _routing(self, logits: Tensor, nodes: Tensor) -> TreeRouting:
-        """The neurons of the last level are the leaves; what they decide leads nowhere."""
+    def _routing(self, logits: Tensor, end: Tensor) -> TreeRouting:
+        """The neurons of the last level are the leaves; what they decide, the last bit of `end`, leads nowhere."""
         inner = 2**self.depth - 1
-        return TreeRouting(logits[..., :-1], nodes[..., :-1], nodes[..., -1] - inner, inner, inner + 1, soft=False)
+        return TreeRouting(logits[..., :-1], end >> 1, inner, inner + 1, soft=False)
 
     def decisions(self) -> tuple[Tensor, Tensor]:
         inner = 2**self.depth - 1

@@ -1,7 +1,4 @@
-"""The tree family as one function: descend, contribute along the path, run the indexed leaf.
-
-P1's hard FFF is a tree whose nodes do not contribute, P2's neuron tree one without leaves (its last level of nodes is
-the leaves of one neuron), `TreeFeedForward` the general case.
+"""The tree family: the definition, composed of conditional matrix multiplications.
 
 The gradient of a hard decision is the straight-through one: the path weight of a node or leaf is the product over its
 ancestors of hard + p - stop_gradient(p), p = sigmoid(logit) of the side. Its value is 1 on the path and 0 elsewhere;
@@ -19,9 +16,7 @@ from torch import Tensor
 from fastff.ops.activation import activate
 from fastff.ops.cmm import cmm_in, cmm_out
 from fastff.ops.descend import descend, global_rows
-from fastff.ops.indexed_feedforward import indexed_feedforward
-
-GRADIENTS = ("exact", "sampled", "chosen", "none")
+from fastff.ops.indexed import reference as indexed
 
 
 class Leaves(NamedTuple):
@@ -37,66 +32,70 @@ class Leaves(NamedTuple):
 
 
 class Path(NamedTuple):
-    """The way of each token: logits (T, K, D) and nodes (T, K, D), root first, and the leaf (T, K) it ends in."""
+    """The way of each token through each of K trees.
+
+    Attributes:
+        logits: (T, K, D), root first; float32, or float64 if the layer is.
+        leaf: (T, K) int64, the leaf in which it ends; its bits, from the highest on, are the decisions (1: right).
+    """
 
     logits: Tensor
-    nodes: Tensor
     leaf: Tensor
+
+    @property
+    def nodes(self) -> Tensor:
+        """(T, K, D) int64: the nodes passed, root first, numbered breadth first."""
+        return nodes_above(self.leaf, self.logits.shape[-1])
+
+
+def nodes_above(leaf: Tensor, depth: int) -> Tensor:
+    """The nodes on the way to each leaf: (..., depth), root first, numbered breadth first."""
+    levels = torch.arange(depth, device=leaf.device)
+    return (1 << levels) - 1 + (leaf.unsqueeze(-1) >> (depth - levels))
 
 
 def tree_feedforward(
     x: Tensor,
     node_weight: Tensor,
     node_bias: Tensor,
-    node_out: Tensor | None = None,
-    leaves: Leaves | None = None,
+    node_out: Tensor | None,
+    leaves: Leaves | None,
+    base: Leaves | None = None,
     *,
-    activation: str = "gelu",
-    gradient: str = "exact",
-    dropout: float = 0.0,
+    activation: str,
+    gradient: str,
+    levels: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Path]:
-    """Sum over K trees of what the nodes on the path contribute and what the leaf at its end puts out.
+    """As `fastff.ops.tree_feedforward`, with what is drawn at random given.
 
     Args:
-        x: (T, I), floating point.
-        node_weight, node_bias: (K, N, I) and (K, N), the decisions: right where the logit z is >= 0.
-        node_out: (K, N, S, O) or None. S = 1: a node on the path adds activation(z) times its row. S = 2: it adds
-            relu(-z) times row 0 and relu(z) times row 1, of which one is zero.
-        leaves: the leaves' feedforward networks, or None.
-        activation: a key of `fastff.ops.ACTIVATIONS`, for one-sided nodes and for leaves.
-        gradient: of the decisions. "exact": straight-through, D + 1 leaves a token and tree in training;
-            "sampled": of one level a token and tree, drawn evenly, times D: unbiased, 2 leaves; "chosen": without the
-            other side: 1 leaf; "none", the true gradient of the hard function: decisions learn only by what their node
-            contributes: 1 leaf.
-        dropout: probability with which a leaf's hidden neuron is left out.
-
-    Returns:
-        y (T, O) and the path.
-
-    Raises:
-        ValueError: unknown gradient, or neither `node_out` nor `leaves` given.
+        levels: (T, K) int64, for the gradient "sampled" the level drawn of each token and tree.
+        mask: (T, K, W), a factor of each hidden neuron of the leaf on the path, or None.
     """
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
-    if node_out is None and leaves is None:
-        raise ValueError("node_out or leaves must be given: a tree without both has no output")
+    if leaves is not None and base is not None:
+        leaves = Leaves(*(own + shared for own, shared in zip(leaves, base, strict=True)))
+    if node_out is not None and node_out.dim() == 3:
+        node_out = node_out.unsqueeze(2)
     logits, nodes = descend(x, node_weight, node_bias)
     right = logits >= 0
     leaf = _leaf_below(nodes, right)
-    path = Path(logits, nodes, leaf)
+    path = Path(logits.to(torch.promote_types(logits.dtype, torch.float32)), leaf)
 
-    learns = gradient != "none" and logits.requires_grad
+    learns = gradient != "none" and logits.requires_grad and logits.shape[-1] > 0
     step = _straight_through(logits, right) if learns else None  # (T, K, D), value 0
-    levels = None
-    if step is not None and gradient == "sampled" and step.shape[-1]:
-        levels = torch.randint(step.shape[-1], (*leaf.shape, 1), device=x.device)  # (T, K, 1)
-        drawn = torch.zeros_like(step).scatter(-1, levels, float(step.shape[-1]))
-        step = step * drawn
+    drawn = levels.unsqueeze(-1) if levels is not None and gradient == "sampled" else None  # (T, K, 1)
+    if step is not None and drawn is not None:
+        step = step * torch.zeros_like(step).scatter(-1, drawn, float(step.shape[-1]))
 
-    before = None if step is None else 1 + step.cumsum(-1) - step  # path weight of each node, (T, K, D), value 1
-    y = _outputs(x, path, node_out, leaves, before, None if step is None else 1 + step.sum(-1), activation, dropout)
-    if step is not None and gradient != "chosen" and step.shape[-1]:
-        other = _other_sides(x, path, node_weight, node_bias, node_out, leaves, step, levels, activation)
+    y = x.new_zeros(())
+    if node_out is not None:
+        gate = None if step is None else 1 + step.cumsum(-1) - step  # path weight of each node, (T, K, D), value 1
+        y = y + contribute(logits, nodes, node_out, activation, gate)
+    if leaves is not None:
+        y = y + _run_leaves(x, leaf, leaves, activation, None if step is None else 1 + step.sum(-1), mask)
+    if step is not None and gradient != "chosen":
+        other = _other_sides(x, logits, nodes, node_weight, node_bias, node_out, leaves, step, drawn, activation)
         y = y + other.nan_to_num(0.0, 0.0, 0.0)  # 0 also where a side that is not taken overflows
     return y, path
 
@@ -112,25 +111,6 @@ def _leaf_below(nodes_TKD: Tensor, right_TKD: Tensor) -> Tensor:
     D = nodes_TKD.shape[-1]
     place = 2 ** torch.arange(D - 1, -1, -1, device=nodes_TKD.device)
     return (right_TKD * place).sum(-1)
-
-
-def _outputs(
-    x: Tensor,
-    path: Path,
-    node_out: Tensor | None,
-    leaves: Leaves | None,
-    node_gate: Tensor | None,
-    leaf_gate: Tensor | None,
-    activation: str,
-    dropout: float,
-) -> Tensor:
-    """Contributions (node_gate (T, K, D)) and leaves (leaf_gate (T, K)) of the paths, summed: (T, O)."""
-    parts = []
-    if node_out is not None:
-        parts.append(contribute(path.logits, path.nodes, node_out, activation, node_gate))
-    if leaves is not None:
-        parts.append(_run_leaves(x, path.leaf, leaves, activation, leaf_gate, dropout))
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def contribute(logits: Tensor, nodes: Tensor, node_out: Tensor, activation: str, gate: Tensor | None) -> Tensor:
@@ -155,18 +135,19 @@ def contribute(logits: Tensor, nodes: Tensor, node_out: Tensor, activation: str,
 
 
 def _run_leaves(
-    x: Tensor, leaf: Tensor, leaves: Leaves, activation: str, gate: Tensor | None, dropout: float = 0.0
+    x: Tensor, leaf: Tensor, leaves: Leaves, activation: str, gate: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
     """Leaves (T, K) or (T, K, M) of the trees, times the gate of the same shape (1 if None), summed: (T, O)."""
     index = global_rows(leaf, leaves.b1.shape[1]).flatten(1)
     experts = (t.flatten(0, 1) for t in leaves)
     gate = None if gate is None else gate.flatten(1)
-    return indexed_feedforward(x, index, *experts, activation=activation, gate=gate, dropout=dropout)
+    return indexed.indexed_feedforward(x, index, *experts, activation=activation, gate=gate, mask=mask)
 
 
 def _other_sides(
     x: Tensor,
-    path: Path,
+    logits: Tensor,
+    nodes: Tensor,
     node_weight: Tensor,
     node_bias: Tensor,
     node_out: Tensor | None,
@@ -182,7 +163,7 @@ def _other_sides(
     """
     D = step.shape[-1]
     x, node_weight, node_bias = x.detach(), node_weight.detach(), node_bias.detach()
-    sibling = 2 * path.nodes + 2 - (path.logits >= 0).long()  # the child on the side not taken, (T, K, D)
+    sibling = 2 * nodes + 2 - (logits >= 0).long()  # the child on the side not taken, (T, K, D)
     if levels is None:
         here, gate, level = sibling, -step, torch.arange(D, device=x.device)
     else:

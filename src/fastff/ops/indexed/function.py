@@ -1,10 +1,14 @@
 """The indexed feedforward: each row of the input goes through the experts that it names (FFF leaves, MoE experts)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastff.ops.activation import activate
-from fastff.ops.cmm import cmm_in, cmm_out
+from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.backend import backend_of
+from fastff.ops.indexed import op, reference  # noqa: F401  (op registers the operator)
+
+_ACTIVATION = {name: i for i, name in enumerate(ACTIVATIONS)}
 
 
 def indexed_feedforward(
@@ -33,13 +37,17 @@ def indexed_feedforward(
 
     Returns:
         (T, O).
+
+    Raises:
+        ValueError, TypeError, IndexError: unknown activation, shapes or dtypes that do not fit together, an index out
+            of range (RuntimeError from the compiled kernels).
     """
-    # A product with 1 rather than an embedding: its gradient sums low precision in float32.
-    b1_TSW = cmm_out(x.new_ones(index.numel(), 1, 1), b1.unsqueeze(1), index.reshape(-1, 1)).view(
-        *index.shape, b1.shape[1]
-    )
-    hidden_TSW = activate(cmm_in(x, w1, index) + b1_TSW, activation)
-    if dropout:
-        hidden_TSW = F.dropout(hidden_TSW, dropout)
-    gate_TS1 = (x.new_ones(index.shape) if gate is None else gate).unsqueeze(-1)
-    return cmm_out(hidden_TSW * gate_TS1, w2, index) + cmm_out(gate_TS1, b2.unsqueeze(1), index)
+    if activation not in _ACTIVATION:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    mask = F.dropout(x.new_ones(*index.shape, b1.shape[1]), dropout) if dropout else None
+    if backend_of(x) == "reference":
+        return reference.indexed_feedforward(x, index, w1, b1, w2, b2, activation=activation, gate=gate, mask=mask)
+    arguments = (x, index, w1, b1, w2, b2, gate, mask)
+    keep_hidden = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    y, _ = torch.ops.fastff.indexed(*arguments, _ACTIVATION[activation], keep_hidden)
+    return y

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastff.ops import GRADIENTS, Leaves, activate, contribute, tree_feedforward
+from fastff.ops import GRADIENTS, Leaves, activate, tree_feedforward
+from fastff.ops.tree.reference import contribute
 
 F64 = torch.float64
 
@@ -180,7 +181,13 @@ def test_only_what_lies_on_a_path_gets_a_gradient(gradient):
 def test_path_ends_in_the_leaf_below_its_last_decision():
     tree = make_tree(T=50, K=2, D=3)
     _, path = tree_feedforward(*tree)
-    below = 2 * path.nodes[..., -1] + 1 + (path.logits[..., -1] >= 0).long()
+    every = torch.einsum("ti,kni->tkn", tree.x, tree.node_weight) + tree.node_bias
+    below = torch.zeros(50, 2, dtype=torch.int64)
+    for level in range(3):
+        assert torch.equal(path.nodes[..., level], below)
+        logits = every.gather(-1, below.unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(path.logits[..., level], logits, rtol=1e-12, atol=1e-12)
+        below = 2 * below + 1 + (logits >= 0).long()
     assert torch.equal(path.leaf, below - 7)
     assert len(path.leaf.unique()) > 4
 
@@ -224,7 +231,7 @@ def test_contribute_takes_the_row_of_the_side():
 
 def test_bad_arguments_raise():
     tree = make_tree()
-    with pytest.raises(ValueError, match="gradient must be one of exact, sampled, chosen, none, got 'half'"):
+    with pytest.raises(ValueError, match="gradient must be one of none, chosen, sampled, exact, got 'half'"):
         tree.run("half")
     with pytest.raises(ValueError, match="node_out or leaves"):
         tree_feedforward(*tree[:3])

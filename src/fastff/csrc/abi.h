@@ -1,0 +1,97 @@
+// What crosses from the operators to the kernels that are compiled for each instruction set: plain memory and sizes.
+//
+// Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf width, S output rows a node (0: nodes
+// do not contribute), I and O features, E experts. W is 0 where a tree has no leaves. All tensors are contiguous.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastff {
+
+enum class Activation : int64_t { relu, gelu, silu, tanh, identity };  // order of fastff.ops.ACTIVATIONS
+enum class Gradient : int64_t { none, chosen, sampled, exact };
+enum class DType { float32, bfloat16, float16 };
+constexpr int kDTypes = 3;
+
+// PyTorch's pool: calls task(begin, end) on parts of [0, n).
+struct Pool {
+  int threads;
+  void (*run)(int64_t n, void (*task)(int64_t begin, int64_t end, void* context), void* context);
+};
+
+struct Tree {
+  int64_t T, K, D, I, O, S, W;
+  Activation activation;
+  const void* x;            // (T, I)
+  const void* node_weight;  // (K, N, I)
+  const void* node_bias;    // (K, N)
+  const void* node_out;     // (K, N, S, O) or null
+  const void* w1;           // (K, L, W, I) or null
+  const void* b1;           // (K, L, W)
+  const void* w2;           // (K, L, W, O)
+  const void* b2;           // (K, L, O)
+  const void* base_w1;      // (K, W, I), added to every leaf of a tree, or null
+  const void* base_b1;      // (K, W)
+  const void* base_w2;      // (K, W, O)
+  const void* base_b2;      // (K, O)
+  const void* mask;         // (T, K, W), a factor of each hidden neuron, or null
+};
+
+struct TreeForward : Tree {
+  void* y;        // (T, O)
+  float* logits;  // (T, K, D)
+  int64_t* leaf;  // (T, K)
+  float* hidden;  // (T, K, W), before the activation, or null
+};
+
+struct TreeBackward : Tree {
+  Gradient gradient;
+  const void* grad_y;         // (T, O)
+  const float* grad_logits;   // (T, K, D) or null
+  const float* logits;        // as of the forward
+  const int64_t* leaf;
+  const float* hidden;
+  const int64_t* levels;      // (T, K), the level drawn of each token, if sampled
+  // Row of each node and leaf (K, N), (K, L) in the gradients of weights; null: a gradient has all rows, in place, and
+  // rows without a token are zeroed.
+  const int64_t* node_row;
+  const int64_t* leaf_row;
+  // Gradients, of the shapes of the parameters or, with rows, (rows, ...); null where none is asked for.
+  void *grad_x, *grad_node_weight, *grad_node_bias, *grad_node_out, *grad_w1, *grad_b1, *grad_w2, *grad_b2;
+  void *grad_base_w1, *grad_base_b1, *grad_base_w2, *grad_base_b2;
+};
+
+struct Indexed {
+  int64_t T, S, E, I, O, W;
+  Activation activation;
+  const void* x;         // (T, I)
+  const int64_t* index;  // (T, S)
+  const void* w1;        // (E, W, I)
+  const void* b1;        // (E, W)
+  const void* w2;        // (E, W, O)
+  const void* b2;        // (E, O)
+  const void* gate;      // (T, S) or null
+  const void* mask;      // (T, S, W) or null
+};
+
+struct IndexedForward : Indexed {
+  void* y;        // (T, O)
+  float* hidden;  // (T, S, W), before the activation, or null
+};
+
+struct IndexedBackward : Indexed {
+  const void* grad_y;   // (T, O)
+  const float* hidden;  // (T, S, W)
+  void *grad_x, *grad_w1, *grad_b1, *grad_w2, *grad_b2, *grad_gate;  // null where none is asked for
+};
+
+// One table for each instruction set; entries by DType.
+struct Kernels {
+  const char* name;
+  void (*tree_forward[kDTypes])(const TreeForward&, const Pool&);
+  void (*tree_backward[kDTypes])(const TreeBackward&, const Pool&);
+  void (*indexed_forward[kDTypes])(const IndexedForward&, const Pool&);
+  void (*indexed_backward[kDTypes])(const IndexedBackward&, const Pool&);
+};
+
+}  // namespace fastff

@@ -1,0 +1,148 @@
+// A block of tokens going down one tree, and what each of its steps does to it.
+#pragma once
+
+#include "activation.h"
+#include "columns.h"
+#include "dot.h"
+#include "pool.h"
+
+namespace FASTFF_ISA {
+
+constexpr int kBlock = 64;  // tokens whose input stays in the L2 cache while they go down
+
+// `order` lists the tokens so that those of one node lie together; all else is by the token's own place.
+template <class T>
+struct Block {
+  int n = 0;
+  const T* x[kBlock];    // (I,)
+  float* logits[kBlock];  // (D,)
+  int64_t key[kBlock];   // node among those of its level
+  int order[kBlock];
+
+  // Calls f(first, last, key) for the runs of `order` in one node.
+  template <class F>
+  void for_runs(const F& f) const {
+    for (int i = 0, j; i < n; i = j) {
+      int64_t k = key[order[i]];
+      for (j = i + 1; j < n && key[order[j]] == k; j++) {
+      }
+      f(i, j, k);
+    }
+  }
+};
+
+inline void prefetch_row(const void* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)row + i, 0, 2);
+}
+
+// From `level` down to `end`: right where the logit is >= 0, else left (NaN goes left).
+template <class T>
+inline void descend(Block<T>& b, const T* weight, const T* bias, int64_t I, int level, int end) {
+  for (; level < end; level++) {
+    int64_t first = (int64_t(1) << level) - 1;
+    b.for_runs([&](int begin, int stop, int64_t key) {
+      const T* x[kBlock];
+      float z[kBlock];
+      int left[kBlock], right[kBlock], lefts = 0, rights = 0, count = stop - begin;
+      for (int i = 0; i < count; i++) x[i] = b.x[b.order[begin + i]];
+      dots(x, count, weight + (first + key) * I, I, z);
+      float offset = to_float(bias[first + key]);
+      for (int i = 0; i < count; i++) {
+        int token = b.order[begin + i];
+        float logit = z[i] + offset;
+        b.logits[token][level] = logit;
+        bool goes_right = logit >= 0.0f;
+        b.key[token] = 2 * key + goes_right;
+        left[lefts] = right[rights] = token;
+        rights += goes_right;
+        lefts += !goes_right;
+      }
+      memcpy(b.order + begin, left, lefts * sizeof(int));
+      memcpy(b.order + begin + lefts, right, rights * sizeof(int));
+      if (level + 1 < end) {  // the rows of the next level are asked for one pass before they are read
+        const T* child = weight + (2 * first + 1 + 2 * key) * I;
+        if (lefts) prefetch_row(child, I * sizeof(T));
+        if (rights) prefetch_row(child + I, I * sizeof(T));
+      }
+    });
+  }
+}
+
+// Row of what a node puts out: that of the node, or of the side taken. `leaf` is the end of the path, of D levels.
+inline int64_t output_row(int64_t leaf, int level, int64_t D, int64_t S) {
+  int64_t node = (int64_t(1) << level) - 1 + (leaf >> (D - level));
+  return S == 2 ? 2 * node + ((leaf >> (D - level - 1)) & 1) : node;
+}
+
+// What a node of logit z multiplies its row with, and the derivative: the activation, or |z| if it has a row a side.
+inline void amplitudes(const Tree& a, const float* z, int64_t n, float* value, float* slope) {
+  if (a.S != 2) return activate(a.activation, z, n, value, slope);
+  for (int64_t i = 0; i < n; i++) {
+    float v = z[i];
+    value[i] = __builtin_fabsf(v);
+    if (slope) slope[i] = float(v > 0.0f) - float(v < 0.0f);
+  }
+}
+
+// Rows of leaves or experts: W of n columns each, a bias for each row, and rows that stand in every leaf besides its
+// own. What is null is not there.
+template <class T>
+struct Rows {
+  const T *weight = nullptr, *bias = nullptr, *base = nullptr, *base_bias = nullptr;
+  int64_t W = 0, n = 0;
+
+  Rows of_tree(int64_t tree, int64_t leaves) const {
+    auto part = [&](const T* p, int64_t size) { return p ? p + tree * size : nullptr; };
+    return {part(weight, leaves * W * n), part(bias, leaves * W), part(base, W * n), part(base_bias, W), W, n};
+  }
+};
+
+// out[token * W + w] = (weight[key, w] + base[w]) . x + bias[key, w] + base_bias[w]
+template <class T>
+inline void row_dots(const Block<T>& b, const Rows<T>& rows, float* out) {
+  int64_t W = rows.W, n = rows.n;
+  auto value = [](const T* p, int64_t i) { return p ? to_float(p[i]) : 0.0f; };
+  b.for_runs([&](int begin, int end, int64_t key) {
+    for (int i = begin; i < end; i += kDotTokens) {
+      int count = end - i < kDotTokens ? end - i : kDotTokens;
+      const T* x[kDotTokens];
+      float z[kDotTokens], shared[kDotTokens] = {};
+      for (int j = 0; j < count; j++) x[j] = b.x[b.order[i + j]];
+      for (int64_t w = 0; w < W; w++) {
+        int64_t row = key * W + w;
+        dots(x, count, rows.weight + row * n, n, z);
+        if (rows.base) dots(x, count, rows.base + w * n, n, shared);
+        float offset = value(rows.bias, row) + value(rows.base_bias, w);
+        for (int j = 0; j < count; j++) out[b.order[i + j] * W + w] = z[j] + shared[j] + offset;
+      }
+    }
+  });
+}
+
+// Adds to columns from c on the rows of a leaf, row w times factor[w].
+template <class T, class Columns>
+inline void add_rows(Columns& columns, const Rows<T>& rows, int64_t key, int64_t c, const float* factor) {
+  for (int64_t w = 0; w < rows.W; w++) columns.add(rows.weight + (key * rows.W + w) * rows.n + c, factor[w]);
+  if (rows.base)
+    for (int64_t w = 0; w < rows.W; w++) columns.add(rows.base + w * rows.n + c, factor[w]);
+}
+
+// One tree's weights.
+template <class T>
+struct Weights {
+  const T *node, *node_bias, *out;
+  Rows<T> w1, w2, b2;  // of the leaves; b2 as a row that every leaf has once
+
+  Weights(const Tree& a, int64_t tree) {
+    int64_t nodes = (int64_t(1) << a.D) - 1, leaves = nodes + 1;
+    auto p = [](const void* data) { return (const T*)data; };
+    node = p(a.node_weight) + tree * nodes * a.I;
+    node_bias = p(a.node_bias) + tree * nodes;
+    out = a.S ? p(a.node_out) + tree * nodes * a.S * a.O : nullptr;
+    w1 = Rows<T>{p(a.w1), p(a.b1), p(a.base_w1), p(a.base_b1), a.W, a.I}.of_tree(tree, leaves);
+    w2 = Rows<T>{p(a.w2), nullptr, p(a.base_w2), nullptr, a.W, a.O}.of_tree(tree, leaves);
+    b2 = Rows<T>{p(a.b2), nullptr, p(a.base_b2), nullptr, a.W > 0, a.O}.of_tree(tree, leaves);
+  }
+};
+
+}  // namespace FASTFF_ISA

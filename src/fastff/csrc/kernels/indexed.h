@@ -1,0 +1,156 @@
+// The indexed feedforward: each token through the experts that it names (a mixture of experts).
+#pragma once
+
+#include "block.h"
+#include "outer.h"
+#include "sort.h"
+
+namespace FASTFF_ISA {
+
+// The choices number `choice` of all tokens, in blocks of tokens sorted by expert.
+template <class T, class F>
+inline void for_expert_blocks(const Indexed& a, int64_t choice, const T* x, int64_t columns, const Pool& pool,
+                              const F& f) {
+  Scratch<int32_t> order(a.T);
+  sort_by_key(a.index + choice, a.S, a.T, a.E, order);
+  int64_t size = most(1, least(kBlock, divide_up(a.T, pool.threads)));
+  for_each(pool, divide_up(a.T, size), [&](int64_t i) {
+    Block<T> b;
+    const int32_t* token = order + i * size;
+    for (b.n = 0; b.n < least(size, a.T - i * size); b.n++) {
+      b.x[b.n] = x + token[b.n] * columns;
+      b.key[b.n] = a.index[token[b.n] * a.S + choice];
+      b.order[b.n] = b.n;
+    }
+    f(b, token);
+  });
+}
+
+template <class T>
+inline float gate_of(const Indexed& a, int64_t entry) {
+  return a.gate ? to_float(((const T*)a.gate)[entry]) : 1.0f;
+}
+template <class T>
+inline float mask_of(const Indexed& a, int64_t at) {
+  return a.mask ? to_float(((const T*)a.mask)[at]) : 1.0f;
+}
+
+template <class T, class Y>
+void indexed_forward(const IndexedForward& a, Y* y, const Pool& pool) {
+  int64_t W = a.W, O = a.O;
+  const Rows<T> w1{(const T*)a.w1, (const T*)a.b1, nullptr, nullptr, W, a.I};
+  const Rows<T> w2{(const T*)a.w2, nullptr, nullptr, nullptr, W, O}, b2{(const T*)a.b2, nullptr, nullptr, nullptr, 1, O};
+  for (int64_t choice = 0; choice < a.S; choice++)
+    for_expert_blocks(a, choice, (const T*)a.x, a.I, pool, [&](const Block<T>& b, const int32_t* token) {
+      Scratch<float> hidden(b.n * W);
+      row_dots(b, w1, hidden);
+      if (a.hidden)
+        for (int i = 0; i < b.n; i++)
+          memcpy(a.hidden + (token[i] * a.S + choice) * W, hidden + i * W, W * sizeof(float));
+      activate(a.activation, hidden, b.n * W, hidden, nullptr);
+      for (int i = 0; i < b.n; i++) {
+        int64_t entry = token[i] * a.S + choice;
+        for (int64_t w = 0; w < W; w++) hidden[i * W + w] *= gate_of<T>(a, entry) * mask_of<T>(a, entry * W + w);
+      }
+      for_columns(0, O, [&](auto columns, int64_t c) {
+        for (int i = 0; i < b.n; i++) {
+          Y* target = row_of(y, token[i], O) + c;
+          if (choice)
+            columns.read(target);
+          else
+            columns.zero();
+          float gate = gate_of<T>(a, token[i] * a.S + choice);
+          add_rows(columns, w2, b.key[i], c, hidden + i * W);
+          add_rows(columns, b2, b.key[i], c, &gate);
+          columns.write(target);
+        }
+      });
+    });
+}
+
+template <class T>
+void indexed_forward(const IndexedForward& a, const Pool& pool) {
+  if (a.S == 1 || sizeof(T) == sizeof(float)) return indexed_forward<T>(a, (T*)a.y, pool);
+  Scratch<Sum> sum(a.T * padded(a.O));
+  indexed_forward<T>(a, (Sum*)sum, pool);
+  round_rows(sum, (T*)a.y, a.T, a.O);
+}
+
+template <class T, class X>
+void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
+  int64_t W = a.W, I = a.I, entries = a.T * a.S;
+  const Rows<T> w1{(const T*)a.w1, nullptr, nullptr, nullptr, W, I};
+  const Rows<T> w2{(const T*)a.w2, nullptr, nullptr, nullptr, W, a.O}, b2{(const T*)a.b2, nullptr, nullptr, nullptr, 1, a.O};
+  Scratch<float> grad_hidden(entries * W), active(entries * W), gate(entries);
+  for (int64_t choice = 0; choice < a.S; choice++)
+    for_expert_blocks(a, choice, (const T*)a.grad_y, a.O, pool, [&](const Block<T>& b, const int32_t* token) {
+      Scratch<float> hidden(b.n * W), value(b.n * W), slope(b.n * W), grad_active(b.n * W), out(b.n);
+      for (int i = 0; i < b.n; i++)
+        memcpy(hidden + i * W, a.hidden + (token[i] * a.S + choice) * W, W * sizeof(float));
+      activate(a.activation, hidden, b.n * W, value, slope);
+      row_dots(b, w2, grad_active);
+      row_dots(b, b2, out);
+      for (int i = 0; i < b.n; i++) {
+        int64_t entry = token[i] * a.S + choice;
+        gate[entry] = gate_of<T>(a, entry);
+        for (int64_t w = 0; w < W; w++) {
+          float mask = mask_of<T>(a, entry * W + w), gradient = grad_active[i * W + w] * mask;
+          out[i] += value[i * W + w] * gradient;
+          active[entry * W + w] = value[i * W + w] * mask * gate[entry];
+          grad_hidden[entry * W + w] = gradient * gate[entry] * slope[i * W + w];
+        }
+        if (a.grad_gate) ((T*)a.grad_gate)[entry] = from_float<T>(out[i]);
+      }
+      if (!grad_x) return;
+      for_columns(0, I, [&](auto columns, int64_t c) {
+        for (int i = 0; i < b.n; i++) {
+          X* target = row_of(grad_x, token[i], I) + c;
+          if (choice)
+            columns.read(target);
+          else
+            columns.zero();
+          add_rows(columns, w1, b.key[i], c, grad_hidden + (token[i] * a.S + choice) * W);
+          columns.write(target);
+        }
+      });
+    });
+
+  Scratch<int32_t> order(entries);
+  Scratch<int64_t> code(entries);
+  sort_by_key(a.index, 1, entries, a.E, order);
+  for (int64_t i = 0; i < entries; i++) code[i] = a.index[order[i]];
+  Entries e{entries, order, code, a.S};
+  Scratch<Slot> in(W), out(W + 1), bias(W);
+  int ins = 0, outs = 0, biases = 0;
+  for (int64_t w = 0; w < W; w++) {
+    Slot slot{grad_hidden + w, W, 0, 0, 0, W, w, nullptr, a.grad_w1};
+    if (a.grad_w1) in[ins++] = slot;
+    slot.grad = a.grad_b1;
+    if (a.grad_b1) bias[biases++] = slot;
+    if (a.grad_w2) out[outs++] = {active + w, W, 0, 0, 0, W, w, nullptr, a.grad_w2};
+  }
+  if (a.grad_b2) out[outs++] = {gate, 1, 0, 0, 0, 1, 0, nullptr, a.grad_b2};
+  const Outer<T> sums[] = {{in, ins, (const T*)a.x, I}, {out, outs, (const T*)a.grad_y, a.O}};
+  outer(e, sums, 2, pool);
+  for_each(pool, biases, [&](int64_t i) { outer_bias<T>(e, bias[i]); });
+
+  Scratch<bool> touched(a.E);
+  memset(touched, 0, a.E);
+  for (int64_t i = 0; i < entries; i++) touched[code[i]] = true;
+  for_untouched(touched, a.E, pool, [&](int64_t expert) {
+    zero_row<T>(a.grad_w1, expert, W * I);
+    zero_row<T>(a.grad_b1, expert, W);
+    zero_row<T>(a.grad_w2, expert, W * a.O);
+    zero_row<T>(a.grad_b2, expert, a.O);
+  });
+}
+
+template <class T>
+void indexed_backward(const IndexedBackward& a, const Pool& pool) {
+  if (a.S == 1 || sizeof(T) == sizeof(float) || !a.grad_x) return indexed_backward<T>(a, (T*)a.grad_x, pool);
+  Scratch<Sum> sum(a.T * padded(a.I));
+  indexed_backward<T>(a, (Sum*)sum, pool);
+  round_rows(sum, (T*)a.grad_x, a.T, a.I);
+}
+
+}  // namespace FASTFF_ISA

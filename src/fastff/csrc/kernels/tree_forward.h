@@ -1,0 +1,131 @@
+// The tree family forward: descend and contribute in one pass over blocks of tokens.
+#pragma once
+
+#include "block.h"
+#include "sort.h"
+
+namespace FASTFF_ISA {
+
+// Levels that a block goes down before the tokens are sorted: their nodes' rows fit the L2 cache together.
+constexpr int kLevelsAtOnce = 6;
+constexpr int64_t kSortFrom = 4 * kBlock;  // fewer tokens share too few rows to be worth sorting
+
+template <class T>
+class TreeForwardPass {
+ public:
+  TreeForwardPass(const TreeForward& a, int64_t tree) : a_(a), tree_(tree), weights_(a, tree) {}
+
+  // Tokens [first, first + n); y, of which the first row is the first token's, gains the tree's output.
+  template <class Y>
+  void run(int64_t first, int64_t n, Y* y, bool accumulate, const Pool& pool) {
+    int64_t block = most(1, least(kBlock, divide_up(n, pool.threads)));
+    if (n < kSortFrom || a_.D <= kLevelsAtOnce) {
+      for_each(pool, divide_up(n, block), [&](int64_t i) {
+        int64_t begin = i * block;
+        Block<T> b;
+        for (int64_t t = begin; t < least(begin + block, n); t++) enter(b, first + t, 0);
+        descend(b, weights_.node, weights_.node_bias, a_.I, 0, int(a_.D));
+        put_out(b, first, y, accumulate);
+      });
+      return;
+    }
+    Scratch<int32_t> order(n);
+    Scratch<int64_t> key(n), start(n + 1);
+    for (int64_t i = 0; i < n; i++) {
+      order[i] = int32_t(i);
+      key[i] = 0;
+    }
+    for (int level = 0; level < a_.D;) {
+      int end = int(a_.D) - level <= kLevelsAtOnce + 1 ? int(a_.D) : level + kLevelsAtOnce;
+      int64_t tasks = 0;  // runs of at most a block, of tokens in one node
+      for (int64_t i = 0; i < n; i++)
+        if (i == 0 || key[order[i]] != key[order[i - 1]] || i - start[tasks - 1] == block) start[tasks++] = i;
+      start[tasks] = n;
+      for_each(pool, tasks, [&](int64_t task) {
+        Block<T> b;
+        for (int64_t i = start[task]; i < start[task + 1]; i++) enter(b, first + order[i], key[order[i]]);
+        descend(b, weights_.node, weights_.node_bias, a_.I, level, end);
+        if (end == a_.D) return put_out(b, first, y, accumulate);
+        for (int i = 0; i < b.n; i++) key[order[start[task] + i]] = b.key[i];
+      });
+      level = end;
+      if (level < a_.D) sort_by_key(key, 1, n, int64_t(1) << level, order);
+    }
+  }
+
+ private:
+  void enter(Block<T>& b, int64_t token, int64_t key) {
+    int i = b.n++;
+    b.x[i] = (const T*)a_.x + token * a_.I;
+    b.logits[i] = a_.logits + (token * a_.K + tree_) * a_.D;
+    b.key[i] = key;
+    b.order[i] = i;
+  }
+
+  int64_t token(const Block<T>& b, int i) const { return (b.x[i] - (const T*)a_.x) / a_.I; }
+
+  template <class Y>
+  void put_out(const Block<T>& b, int64_t first, Y* y, bool accumulate) {
+    int64_t D = a_.D, W = a_.W, O = a_.O;
+    Scratch<float> factor(b.n * D * (a_.S > 0)), hidden(b.n * W);
+    int64_t row[kBlock];  // of y
+    for (int i = 0; i < b.n; i++) {
+      int64_t t = token(b, i);
+      row[i] = t - first;
+      a_.leaf[t * a_.K + tree_] = b.key[i];
+      if (a_.S) memcpy(factor + i * D, b.logits[i], D * sizeof(float));
+    }
+    if (a_.S) amplitudes(a_, factor, b.n * D, factor, nullptr);
+    if (W) {
+      row_dots(b, weights_.w1, hidden);
+      if (a_.hidden)
+        for (int i = 0; i < b.n; i++)
+          memcpy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W * sizeof(float));
+      activate(a_.activation, hidden, b.n * W, hidden, nullptr);
+      if (a_.mask)
+        for (int i = 0; i < b.n; i++)
+          for (int64_t w = 0; w < W; w++)
+            hidden[i * W + w] *= to_float(((const T*)a_.mask)[((row[i] + first) * a_.K + tree_) * W + w]);
+    }
+    for_columns(0, O, [&](auto columns, int64_t c) {
+      for (int place = 0; place < b.n; place++) {
+        int i = b.order[place];
+        Y* target = row_of(y, row[i], O) + c;
+        if (accumulate)
+          columns.read(target);
+        else
+          columns.zero();
+        if (a_.S)
+          for (int level = 0; level < D; level++)
+            columns.add(weights_.out + output_row(b.key[i], level, D, a_.S) * O + c, factor[i * D + level]);
+        const float one = 1.0f;
+        add_rows(columns, weights_.w2, b.key[i], c, hidden + i * W);
+        add_rows(columns, weights_.b2, b.key[i], c, &one);
+        columns.write(target);
+      }
+    });
+  }
+
+  const TreeForward& a_;
+  int64_t tree_;
+  Weights<T> weights_;
+};
+
+// Tokens that go through all trees before the next ones, where there is more than one tree.
+constexpr int64_t kTreesBlock = 256;
+
+template <class T>
+void tree_forward(const TreeForward& a, const Pool& pool) {
+  T* y = (T*)a.y;
+  if (a.K == 1) return TreeForwardPass<T>(a, 0).run(0, a.T, y, false, pool);
+  int64_t n = most(1, least(kTreesBlock, divide_up(a.T, pool.threads)));
+  const Pool alone{1, nullptr};
+  for_each(pool, divide_up(a.T, n), [&](int64_t i) {
+    int64_t first = i * n, count = least(n, a.T - first);
+    Scratch<Sum> sum(count * padded(a.O));  // not rounded between trees
+    for (int64_t k = 0; k < a.K; k++) TreeForwardPass<T>(a, k).run(first, count, (Sum*)sum, k > 0, alone);
+    round_rows(sum, y + first * a.O, count, a.O);
+  });
+}
+
+}  // namespace FASTFF_ISA

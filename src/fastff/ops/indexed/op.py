@@ -1,0 +1,63 @@
+"""The indexed feedforward as one PyTorch operator: schema, fake, autograd; the kernels are in `csrc/`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.indexed import reference
+
+_TENSORS = "Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? gate, Tensor? mask"
+torch.library.define(
+    "fastff::indexed", f"({_TENSORS}, int activation, bool keep_hidden) -> (Tensor y, Tensor hidden)"
+)
+torch.library.define(
+    "fastff::indexed_backward",
+    f"(Tensor grad_y, {_TENSORS}, Tensor hidden, int activation, int needs) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.register_fake("fastff::indexed")
+def _(x: Tensor, index: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    T, S = index.shape
+    hidden = x.new_empty(T if options[-1] else 0, S, w1.shape[1], dtype=torch.float32)
+    return x.new_empty(T, w2.shape[2]), hidden
+
+
+@torch.library.register_fake("fastff::indexed_backward")
+def _(grad_y: Tensor, x: Tensor, index: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    shapes = [x.shape, *(t.shape for t in inputs[:4]), index.shape]
+    return tuple(grad_y.new_empty(shape if inputs[-1] >> i & 1 else 0) for i, shape in enumerate(shapes))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, activation, keep_hidden = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.options = activation, keep_hidden
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, index, w1, b1, w2, b2, gate, mask, hidden = ctx.saved_tensors
+    activation, keep_hidden = ctx.options
+    learning = {0: x, 2: w1, 3: b1, 4: w2, 5: b2, 6: gate}  # by place among the inputs
+    wanted = {i: t for i, t in learning.items() if t is not None and ctx.needs_input_grad[i]}
+    if torch.is_grad_enabled():  # the gradient of the gradient goes through the definition
+        name = list(ACTIVATIONS)[activation]
+        y = reference.indexed_feedforward(x, index, w1, b1, w2, b2, activation=name, gate=gate, mask=mask)
+        found = torch.autograd.grad(y, list(wanted.values()), grad_y, create_graph=True, allow_unused=True)
+        grads: dict[int, Tensor | None] = dict(zip(wanted, found, strict=True))
+    else:
+        if not keep_hidden:
+            raise RuntimeError("the forward was run without keeping what the backward needs (keep_hidden)")
+        bits = sum(1 << bit for bit, i in enumerate(learning) if i in wanted)
+        found = torch.ops.fastff.indexed_backward(
+            grad_y, x, index, w1, b1, w2, b2, gate, mask, hidden, activation, bits
+        )
+        grads = {i: g for i, g in zip(learning, found, strict=True) if i in wanted}
+    return tuple(grads.get(i) for i in range(10))
+
+
+torch.library.register_autograd("fastff::indexed", _backward, setup_context=_save)

@@ -1,0 +1,94 @@
+"""The tree family as one function: descend, contribute along the path, run the indexed leaf.
+
+P1's hard FFF is a tree whose nodes do not contribute, P2's neuron tree one without leaves (its last level of nodes is
+the leaves of one neuron), `TreeFeedForward` the general case. Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes,
+L = 2^D leaves, W leaf width, S = 1 or 2 output rows a node.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.backend import backend_of
+from fastff.ops.tree import reference
+from fastff.ops.tree.op import GRADIENTS
+from fastff.ops.tree.reference import Leaves, Path
+
+_ACTIVATION = {name: i for i, name in enumerate(ACTIVATIONS)}
+_NOTHING = (None,) * 4
+_GRADIENT = {name: i for i, name in enumerate(GRADIENTS)}
+
+
+def tree_feedforward(
+    x: Tensor,
+    node_weight: Tensor,
+    node_bias: Tensor,
+    node_out: Tensor | None = None,
+    leaves: Leaves | None = None,
+    base: Leaves | None = None,
+    *,
+    activation: str = "gelu",
+    gradient: str = "exact",
+    dropout: float = 0.0,
+    sparse: bool = False,
+) -> tuple[Tensor, Path]:
+    """Sum over K trees of what the nodes on the path contribute and what the leaf at its end puts out.
+
+    Args:
+        x: (T, I), floating point.
+        node_weight, node_bias: (K, N, I) and (K, N), the decisions: right where the logit z is >= 0, else left.
+        node_out: (K, N, S, O), or (K, N, O) for S = 1, or None. S = 1: a node on the path adds activation(z) times its row. S = 2: it adds
+            relu(-z) times row 0 and relu(z) times row 1, of which one is zero.
+        leaves: the leaves' feedforward networks, or None.
+        base: what is added to every leaf of a tree, with 1 in place of L, or None.
+        activation: a key of `fastff.ops.ACTIVATIONS`, for one-sided nodes and for leaves.
+        gradient: of the decisions. "exact": straight-through, D + 1 leaves a token and tree in training;
+            "sampled": of one level a token and tree, drawn evenly, times D: unbiased, 2 leaves; "chosen": without the
+            other side: 1 leaf; "none", the true gradient of the hard function: decisions learn only by what their node
+            contributes: 1 leaf.
+        dropout: probability with which a leaf's hidden neuron is left out.
+        sparse: whether gradients of weights are sparse tensors that hold the nodes and leaves on paths alone, as those
+            of `nn.Embedding(sparse=True)`; only the compiled kernels make them.
+
+    Returns:
+        y (T, O) and the path.
+
+    Raises:
+        ValueError, TypeError: unknown gradient or activation, neither `node_out` nor `leaves` given, shapes or dtypes
+            that do not fit together (RuntimeError from the compiled kernels).
+    """
+    if gradient not in _GRADIENT:
+        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+    if activation not in _ACTIVATION:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if node_out is None and leaves is None:
+        raise ValueError("node_out or leaves must be given: a tree without both has no output")
+    T, K = x.shape[0], node_weight.shape[0]
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, node_weight, node_bias))
+    levels = mask = None
+    if gradient == "sampled" and learns and node_weight.shape[1]:
+        levels = torch.randint((node_weight.shape[1] + 1).bit_length() - 1, (T, K), device=x.device)
+    if dropout and leaves is not None:
+        mask = F.dropout(x.new_ones(T, K, leaves.b1.shape[2]), dropout)
+    if backend_of(x) == "reference":
+        return reference.tree_feedforward(
+            x,
+            node_weight,
+            node_bias,
+            node_out,
+            leaves,
+            base,
+            activation=activation,
+            gradient=gradient,
+            levels=levels,
+            mask=mask,
+        )
+    arguments = (x, node_weight, node_bias, node_out, *(leaves or _NOTHING), *(base or _NOTHING), mask, levels)
+    keep_hidden = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    if levels is None and gradient == "sampled":
+        gradient = "none"  # nothing learns, or a tree without levels has nothing to draw
+    y, logits, leaf, _ = torch.ops.fastff.tree(
+        *arguments, _ACTIVATION[activation], _GRADIENT[gradient], keep_hidden, sparse
+    )
+    return y, Path(logits, leaf)

@@ -1,0 +1,146 @@
+"""The tree family as one PyTorch operator with a hand-written backward: schema, fake, autograd; the kernels are in
+`csrc/`. Shapes as in `function.py`; node_out may be
+(K, N, O), one row a node.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.checks import tree_depth
+from fastff.ops.tree import reference
+
+GRADIENTS = ("none", "chosen", "sampled", "exact")  # order of the kernels' enumeration
+LEARNING = 12  # tensors that may have a gradient: x, decisions, node_out, leaves, base
+
+_TENSORS = (
+    "Tensor x, Tensor node_weight, Tensor node_bias, Tensor? node_out, "
+    "Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2, "
+    "Tensor? base_w1, Tensor? base_b1, Tensor? base_w2, Tensor? base_b2, Tensor? mask"
+)
+torch.library.define(
+    "fastff::tree",
+    f"({_TENSORS}, Tensor? levels, int activation, int gradient, bool keep_hidden, bool sparse) -> "
+    "(Tensor y, Tensor logits, Tensor leaf, Tensor hidden)",
+)
+torch.library.define(
+    "fastff::tree_backward",
+    f"(Tensor grad_y, Tensor? grad_logits, {_TENSORS}, Tensor logits, Tensor leaf, Tensor hidden, Tensor? levels, "
+    "int activation, int gradient, int needs, bool rows) -> "
+    f"({', '.join(['Tensor'] * (LEARNING + 2))})",
+)
+
+
+@torch.library.register_fake("fastff::tree")
+def _(
+    x: Tensor,
+    node_weight: Tensor,
+    node_bias: Tensor,
+    node_out: Tensor | None,
+    w1: Tensor | None,
+    b1: Tensor | None,
+    w2: Tensor | None,
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    T, K, D = x.shape[0], node_weight.shape[0], tree_depth(node_weight.shape[1])
+    out = node_out if node_out is not None else w2
+    assert out is not None
+    W = 0 if w1 is None else w1.shape[2]
+    keep_hidden = others[-2]
+    return (
+        x.new_empty(T, out.shape[-1]),
+        x.new_empty(T, K, D, dtype=torch.float32),
+        x.new_empty(T, K, dtype=torch.int64),
+        x.new_empty(T if keep_hidden else 0, K, W, dtype=torch.float32),
+    )
+
+
+@torch.library.register_fake("fastff::tree_backward")
+def _(grad_y: Tensor, grad_logits: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
+    tensors, needs, rows = inputs[:LEARNING], inputs[-2], inputs[-1]
+    if rows:
+        raise NotImplementedError("sparse gradients have as many rows as tokens pass: they cannot be compiled")
+    grads = [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        if t is not None and needs >> i & 1
+        else grad_y.new_empty(0)
+        for i, t in enumerate(tensors)
+    ]
+    nothing = [grad_y.new_empty(0, dtype=torch.int64) for _ in range(2)]
+    return (*grads, *nothing)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, logits, leaf, hidden = output
+    *tensors, activation, gradient, keep_hidden, sparse = inputs
+    ctx.save_for_backward(*tensors, logits, leaf, hidden)
+    ctx.options = activation, gradient, keep_hidden, sparse
+    ctx.mark_non_differentiable(leaf, hidden)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, grad_logits: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    *tensors, mask, levels, logits, leaf, hidden = ctx.saved_tensors
+    activation, gradient, keep_hidden, sparse = ctx.options
+    nothing = (None,) * 6  # mask, levels and the options
+    if grad_y is None and grad_logits is None:
+        return (*(None for _ in tensors), *nothing)
+    needs = ctx.needs_input_grad
+    if torch.is_grad_enabled():  # the gradient of the gradient goes through the definition
+        return (*_differentiable(tensors, mask, levels, (grad_y, grad_logits), ctx.options, needs), *nothing)
+    if not keep_hidden:
+        raise RuntimeError("the forward was run without keeping what the backward needs (keep_hidden)")
+    if grad_y is None:
+        out = tensors[3] if tensors[3] is not None else tensors[6]
+        grad_y = tensors[0].new_zeros(leaf.shape[0], out.shape[-1])
+    bits = sum(1 << i for i, t in enumerate(tensors) if needs[i] and t is not None)
+    *grads, nodes, leaves = torch.ops.fastff.tree_backward(
+        grad_y, grad_logits, *tensors, mask, logits, leaf, hidden, levels, activation, gradient, bits, sparse
+    )
+    result = [g if bits >> i & 1 else None for i, g in enumerate(grads)]
+    if sparse:
+        for i, (grad, tensor) in enumerate(zip(result, tensors, strict=True)):
+            if 1 <= i < 8 and grad is not None:
+                result[i] = _rows(grad, nodes if i < 4 else leaves, tensor.shape)
+    return (*result, *nothing)
+
+
+def _rows(values: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
+    """A gradient that holds the listed (tree, node or leaf) alone, numbered through all trees, in ascending order."""
+    place = torch.stack([index // shape[1], index % shape[1]])
+    return torch.sparse_coo_tensor(place, values, shape, is_coalesced=True, check_invariants=False)
+
+
+def _differentiable(
+    tensors: list[Tensor | None],
+    mask: Tensor | None,
+    levels: Tensor | None,
+    grads: tuple[Tensor | None, Tensor | None],
+    options: tuple[int, int, bool, bool],
+    needs: tuple[bool, ...],
+) -> list[Tensor | None]:
+    x, node_weight, node_bias, node_out, *blocks = tensors
+    leaves, base = (None if t[0] is None else reference.Leaves(*t) for t in (blocks[:4], blocks[4:]))  # type: ignore[arg-type]
+    assert x is not None and node_weight is not None and node_bias is not None
+    y, path = reference.tree_feedforward(
+        x,
+        node_weight,
+        node_bias,
+        node_out,
+        leaves,
+        base,
+        activation=list(ACTIVATIONS)[options[0]],
+        gradient=GRADIENTS[options[1]],
+        levels=levels,
+        mask=mask,
+    )
+    pairs = [(out, g) for out, g in zip((y, path.logits), grads, strict=True) if g is not None and out.requires_grad]
+    wanted = [t for t, need in zip(tensors, needs, strict=False) if need and t is not None]
+    outputs, outer = [out for out, _ in pairs], [g for _, g in pairs]
+    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True, allow_unused=True))
+    return [next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=False)]
+
+
+torch.library.register_autograd("fastff::tree", _backward, setup_context=_save)
