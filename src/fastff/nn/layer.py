@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -98,18 +97,22 @@ class FeedForwardLayer(nn.Module, ABC):
             TypeError: `x` is not a floating-point tensor, or has another dtype than the parameters.
             ValueError: the last dimension is not in_features.
         """
-        self._check_input(x)
-        parameters: dict[str, Tensor] = {name: getattr(self, name) for name in self.parameter_names}
-        device_type = x.device.type
-        if _autocasts(x):
+        autocasts = _autocasts(x)
+        # `_parameters` is quicker than attributes, but lacks those that a parametrisation has replaced.
+        stored = self._parameters
+        parameters = {name: stored[name] if name in stored else getattr(self, name) for name in self.parameter_names}
+        self._check_input(x, next(iter(parameters.values())).dtype, autocasts)
+        tokens = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        if autocasts:
+            device_type = x.device.type
             dtype = torch.get_autocast_dtype(device_type)
-            x, parameters = x.to(dtype), {name: p.to(dtype) for name, p in parameters.items()}
-        available = torch.amp.is_autocast_available(device_type)  # not on the meta device
-        with torch.autocast(device_type, enabled=False) if available else nullcontext():  # one dtype from here on
-            y = self.forward_tokens(x.reshape(-1, self.in_features), **parameters)
-        return y.view(*x.shape[:-1], self.out_features)
+            with torch.autocast(device_type, enabled=False):  # one dtype from here on
+                y = self.forward_tokens(tokens.to(dtype), **{name: p.to(dtype) for name, p in parameters.items()})
+        else:
+            y = self.forward_tokens(tokens, **parameters)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor, dtype: torch.dtype, autocasts: bool) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             what = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a floating-point tensor, got {what}")
@@ -117,12 +120,14 @@ class FeedForwardLayer(nn.Module, ABC):
             raise ValueError(
                 f"x must have {self.in_features} features in its last dimension, got shape {tuple(x.shape)}"
             )
-        dtype = getattr(self, self.parameter_names[0]).dtype
-        if x.dtype != dtype and not _autocasts(x):
+        if x.dtype != dtype and not autocasts:
             raise TypeError(f"x must have the dtype of the parameters, {dtype}, or autocast be on; got {x.dtype}")
 
 
 def _autocasts(x: Tensor) -> bool:
     """Whether autocast is on for `x`; it leaves float64 alone, as everywhere in PyTorch."""
-    available = torch.amp.is_autocast_available(x.device.type)
-    return available and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    if not isinstance(x, Tensor) or x.dtype == torch.float64:
+        return False
+    device_type = x.device.type
+    available = torch.amp.is_autocast_available(device_type)  # not on the meta device
+    return available and torch.is_autocast_enabled(device_type)

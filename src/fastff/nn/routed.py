@@ -19,7 +19,7 @@ class RoutedLayer(FeedForwardLayer):
 
     def _remember(self, *tensors: Tensor) -> None:
         if not torch.compiler.is_exporting():
-            self._record = tensors
+            self.__dict__["_record"] = tensors  # no parameter or module: the quick way
 
     @property
     def routing(self) -> Routing:

@@ -21,7 +21,7 @@ _warned = False
 
 def backend_of(x: Tensor) -> str:
     """The backend that runs operators on `x`: "cpu" (compiled) or "reference"."""
-    if x.device.type != "cpu" or x.dtype not in CPU_DTYPES:
+    if not x.is_cpu or x.dtype not in CPU_DTYPES:
         return "reference"
     if _forced is not None:
         return _forced

@@ -49,5 +49,5 @@ def indexed_feedforward(
         return reference.indexed_feedforward(x, index, w1, b1, w2, b2, activation=activation, gate=gate, mask=mask)
     arguments = (x, index, w1, b1, w2, b2, gate, mask)
     keep_hidden = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    y, _ = torch.ops.fastff.indexed(*arguments, _ACTIVATION[activation], keep_hidden)
+    y, _ = torch.ops.fastff.indexed.default(*arguments, _ACTIVATION[activation], keep_hidden)
     return y

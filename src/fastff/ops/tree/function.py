@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.backend import backend_of
+from fastff.ops.checks import tree_depth
 from fastff.ops.tree import reference
 from fastff.ops.tree.op import GRADIENTS
 from fastff.ops.tree.reference import Leaves, Path
@@ -64,13 +65,19 @@ def tree_feedforward(
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if node_out is None and leaves is None:
         raise ValueError("node_out or leaves must be given: a tree without both has no output")
-    T, K = x.shape[0], node_weight.shape[0]
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, node_weight, node_bias))
+    inputs = (x, node_weight, node_bias, node_out, *(leaves or _NOTHING), *(base or _NOTHING))
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     levels = mask = None
-    if gradient == "sampled" and learns and node_weight.shape[1]:
-        levels = torch.randint((node_weight.shape[1] + 1).bit_length() - 1, (T, K), device=x.device)
+    if not learns:
+        gradient = "none"
+    elif gradient == "sampled":
+        depth = tree_depth(node_weight.shape[1])
+        if depth:
+            levels = torch.randint(depth, (x.shape[0], node_weight.shape[0]), device=x.device)
+        else:
+            gradient = "none"  # no level to draw
     if dropout and leaves is not None:
-        mask = F.dropout(x.new_ones(T, K, leaves.b1.shape[2]), dropout)
+        mask = F.dropout(x.new_ones(x.shape[0], node_weight.shape[0], leaves.b1.shape[2]), dropout)
     if backend_of(x) == "reference":
         return reference.tree_feedforward(
             x,
@@ -84,11 +91,7 @@ def tree_feedforward(
             levels=levels,
             mask=mask,
         )
-    arguments = (x, node_weight, node_bias, node_out, *(leaves or _NOTHING), *(base or _NOTHING), mask, levels)
-    keep_hidden = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    if levels is None and gradient == "sampled":
-        gradient = "none"  # nothing learns, or a tree without levels has nothing to draw
-    y, logits, leaf, _ = torch.ops.fastff.tree(
-        *arguments, _ACTIVATION[activation], _GRADIENT[gradient], keep_hidden, sparse
+    y, logits, leaf, _ = torch.ops.fastff.tree.default(
+        *inputs, mask, levels, _ACTIVATION[activation], _GRADIENT[gradient], learns, sparse
     )
     return y, Path(logits, leaf)
