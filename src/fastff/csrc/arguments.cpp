@@ -7,9 +7,10 @@
 
 namespace fastff {
 
-static std::string text(const Shape& shape) {
+template <class Sizes>
+static std::string text(const Sizes& sizes) {
   std::string result = "(";
-  for (size_t i = 0; i < shape.size(); i++) result += (i ? ", " : "") + std::to_string(shape[i]);
+  for (int64_t size : sizes) result += (result.size() > 1 ? ", " : "") + std::to_string(size);
   return result + ")";
 }
 
@@ -22,13 +23,13 @@ DType dtype_of(const Tensor& x) {
   }
 }
 
-void check(const char* name, const Tensor& tensor, ScalarType dtype, const Shape& shape) {
+void check(const char* name, const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> shape) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU as x is");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " must be ", toString(dtype), ", got ",
                   toString(tensor.scalar_type()));
   auto sizes = tensor.sizes();
-  Shape actual(sizes.begin(), sizes.end());
-  STD_TORCH_CHECK(actual == shape, name, " must be of shape ", text(shape), ", got ", text(actual));
+  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), name, " must be of shape ",
+                  text(shape), ", got ", text(sizes));
 }
 
 int64_t check_choice(const char* name, int64_t value, int64_t end) {

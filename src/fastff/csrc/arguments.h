@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,7 +27,7 @@ Pool pool();
 DType dtype_of(const Tensor& x);
 
 // Raises unless the tensor is on the CPU, of that dtype and shape.
-void check(const char* name, const Tensor& tensor, ScalarType dtype, const Shape& shape);
+void check(const char* name, const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> shape);
 
 // Raises unless `value`, in words what `name` is, lies in [0, end).
 int64_t check_choice(const char* name, int64_t value, int64_t end);

@@ -22,6 +22,7 @@ static Indexed checked(IndexedTensors& t, int64_t activation) {
   a.E = t.w1.size(0);
   a.W = t.w1.size(1);
   a.O = t.w2.size(2);
+  STD_TORCH_CHECK(a.I > 0, "x must have at least one feature");
   STD_TORCH_CHECK(a.T * a.S < int64_t(1) << 31, "x must have fewer than 2^31 tokens times experts, got ", a.T * a.S);
   check("index", t.index, ScalarType::Long, {a.T, a.S});
   check("w1", t.w1, dtype, {a.E, a.W, a.I});
@@ -55,7 +56,6 @@ static std::tuple<Tensor, Tensor> indexed(Tensor x, Tensor index, Tensor w1, Ten
   static_cast<Indexed&>(a) = checked(t, activation);
   Tensor y = empty({a.T, a.O}, x.scalar_type());
   Tensor hidden = empty({keep_hidden ? a.T : 0, a.S, a.W}, ScalarType::Float);
-  if (!a.S) torch::stable::zero_(y);
   a.y = y.mutable_data_ptr();
   a.hidden = keep_hidden ? (float*)hidden.mutable_data_ptr() : nullptr;
   kernels().indexed_forward[int(dtype_of(x))](a, pool());
@@ -87,7 +87,6 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> indexed_backwa
       gradient_of(2, a.grad_b1, {a.E, a.W}),      gradient_of(3, a.grad_w2, {a.E, a.W, a.O}),
       gradient_of(4, a.grad_b2, {a.E, a.O}),      gradient_of(5, a.grad_gate, {a.T, a.S}),
   };
-  if (!a.S) torch::stable::zero_(std::get<0>(result));
   kernels().indexed_backward[int(dtype_of(x))](a, pool());
   return result;
 }

@@ -21,6 +21,8 @@ static Tree checked(TreeTensors& t, int64_t activation) {
   a.T = t.x.size(0);
   a.I = t.x.size(1);
   a.K = t.node_weight.size(0);
+  STD_TORCH_CHECK(a.I > 0, "x must have at least one feature");
+  STD_TORCH_CHECK(a.K > 0, "node_weight must have at least one tree");
   int64_t N = t.node_weight.size(1), L = N + 1;
   while ((int64_t(1) << a.D) < L) a.D++;
   STD_TORCH_CHECK(L == int64_t(1) << a.D, "a complete binary tree has 2^depth - 1 nodes, got ", N);
@@ -34,7 +36,10 @@ static Tree checked(TreeTensors& t, int64_t activation) {
     a.S = dim == 4 ? t.node_out->size(2) : 1;
     a.O = t.node_out->size(dim - 1);
     STD_TORCH_CHECK(a.S == 1 || a.S == 2, "node_out must have 1 or 2 rows a node, got ", a.S);
-    check("node_out", *t.node_out, dtype, dim == 4 ? Shape{a.K, N, a.S, a.O} : Shape{a.K, N, a.O});
+    if (dim == 4)
+      check("node_out", *t.node_out, dtype, {a.K, N, a.S, a.O});
+    else
+      check("node_out", *t.node_out, dtype, {a.K, N, a.O});
   }
   bool all = t.b1 && t.w2 && t.b2;
   STD_TORCH_CHECK(t.w1 ? all : !(t.b1 || t.w2 || t.b2), "w1, b1, w2 and b2 must be given together");
@@ -81,25 +86,45 @@ static Tree checked(TreeTensors& t, int64_t activation) {
   return a;
 }
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor> tree(
-    Tensor x, Tensor node_weight, Tensor node_bias, OptionalTensor node_out, OptionalTensor w1, OptionalTensor b1,
-    OptionalTensor w2, OptionalTensor b2, OptionalTensor base_w1, OptionalTensor base_b1, OptionalTensor base_w2,
-    OptionalTensor base_b2, OptionalTensor mask, OptionalTensor levels, int64_t activation,
-    int64_t gradient, bool keep_hidden, bool sparse) {
-  (void)levels, (void)gradient, (void)sparse;  // of the backward
-  TreeTensors t{x, node_weight, node_bias, node_out, w1, b1, w2, b2, base_w1, base_b1, base_w2, base_b2, mask};
+static std::tuple<Tensor, Tensor, Tensor, Tensor> run(TreeTensors& t, int64_t activation, bool keep_hidden) {
   TreeForward a{};
   static_cast<Tree&>(a) = checked(t, activation);
-  Tensor y = empty({a.T, a.O}, x.scalar_type());
+  auto dtype = t.x.scalar_type();
+  Tensor y = empty({a.T, a.O}, dtype);
   Tensor logits = empty({a.T, a.K, a.D}, ScalarType::Float);
   Tensor leaf = empty({a.T, a.K}, ScalarType::Long);
-  Tensor hidden = empty({keep_hidden ? a.T : 0, a.K, a.W}, ScalarType::Float);
+  Tensor hidden = keep_hidden ? empty({a.T, a.K, a.W}, ScalarType::Float) : leaf;
   a.y = y.mutable_data_ptr();
   a.logits = (float*)logits.mutable_data_ptr();
   a.leaf = (int64_t*)leaf.mutable_data_ptr();
   a.hidden = keep_hidden ? (float*)hidden.mutable_data_ptr() : nullptr;
-  kernels().tree_forward[int(dtype_of(x))](a, pool());
+  kernels().tree_forward[int(dtype_of(t.x))](a, pool());
   return {y, logits, leaf, hidden};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor> tree(
+    Tensor x, Tensor node_weight, Tensor node_bias, OptionalTensor node_out, OptionalTensor w1, OptionalTensor b1,
+    OptionalTensor w2, OptionalTensor b2, OptionalTensor base_w1, OptionalTensor base_b1, OptionalTensor base_w2,
+    OptionalTensor base_b2, OptionalTensor mask, OptionalTensor levels, int64_t activation, int64_t gradient,
+    bool sparse) {
+  (void)levels, (void)gradient, (void)sparse;  // of the backward
+  TreeTensors t{x, node_weight, node_bias, node_out, w1, b1, w2, b2, base_w1, base_b1, base_w2, base_b2, mask};
+  return run(t, activation, true);
+}
+
+// The forward where nothing learns: fewer arguments and results, which for one token cost more than the kernel.
+// `weights` are node_weight and node_bias, then node_out, the four of the leaves, and the four of the base, if there.
+static std::tuple<Tensor, Tensor, Tensor> tree_infer(Tensor x, std::vector<Tensor> weights, int64_t activation) {
+  size_t count = weights.size();
+  STD_TORCH_CHECK(count == 3 || count == 6 || count == 7 || count == 10 || count == 11,
+                  "weights must be 2 of the decisions, 0 or 1 node_out, 0 or 4 of leaves, 0 or 4 of a base, got ", count);
+  TreeTensors t{x, weights[0], weights[1], {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  size_t next = 2;
+  if (count % 4 == 3) t.node_out = weights[next++];
+  for (OptionalTensor* part : {&t.w1, &t.b1, &t.w2, &t.b2, &t.base_w1, &t.base_b1, &t.base_w2, &t.base_b2})
+    if (next < count) *part = weights[next++];
+  auto [y, logits, leaf, hidden] = run(t, activation, false);
+  return {y, logits, leaf};
 }
 
 // Rows of the nodes (all trees', breadth first) and leaves that tokens pass, ascending, and for each node and leaf its
@@ -221,6 +246,7 @@ tree_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(fastff, CPU, m) {
   m.impl("tree", TORCH_BOX(&tree));
+  m.impl("tree_infer", TORCH_BOX(&tree_infer));
   m.impl("tree_backward", TORCH_BOX(&tree_backward));
 }
 

@@ -8,56 +8,74 @@ namespace FASTFF_ISA {
 // Tokens that share one pass over a row: four sums each have to fit the registers beside the operands.
 constexpr int kDotTokens = kRegisters >= 32 ? 4 : 2;
 
-// The four partial sums of one token, and their order, are the same however many tokens share the pass: a token's bits
-// do not depend on its batch.
-template <int M, class T>
-inline void dot_pass(const T* const* x, const T* row, int64_t n, float* out) {
-  Vec sum[M][4] = {};
-  int64_t i = 0;
-  for (; i + 2 * kGroup <= n; i += 2 * kGroup) {
-    Group r0 = load(row + i), r1 = load(row + i + kGroup);
-    for (int m = 0; m < M; m++) {
-      Group x0 = load(x[m] + i), x1 = load(x[m] + i + kGroup);
-      sum[m][0] += x0.a * r0.a;
-      sum[m][1] += x0.b * r0.b;
-      sum[m][2] += x1.a * r1.a;
-      sum[m][3] += x1.b * r1.b;
-    }
+// How one type multiplies: load() what a step reads of a vector, part() the last of it, and add the products to sums.
+// Every step fills the same four sums in the same order however many tokens share the pass, so a token's bits do not
+// depend on its batch.
+template <class T>
+struct Products {
+  static constexpr int kStep = 2 * kGroup, kPart = kGroup;
+  struct Operand {
+    Group first, second;
+  };
+  static Operand load(const T* p) { return {FASTFF_ISA::load(p), FASTFF_ISA::load(p + kGroup)}; }
+  static Group part(const T* p, int n) { return n == kGroup ? FASTFF_ISA::load(p) : load_part(p, n); }
+  static void add(Vec (&sum)[4], const Operand& x, const Operand& r) {
+    sum[0] += x.first.a * r.first.a;
+    sum[1] += x.first.b * r.first.b;
+    sum[2] += x.second.a * r.second.a;
+    sum[3] += x.second.b * r.second.b;
   }
-  for (; i < n; i += kGroup) {
-    int part = n - i < kGroup ? int(n - i) : kGroup;
-    Group r = part == kGroup ? load(row + i) : load_part(row + i, part);
-    for (int m = 0; m < M; m++) {
-      Group v = part == kGroup ? load(x[m] + i) : load_part(x[m] + i, part);
-      sum[m][0] += v.a * r.a;
-      sum[m][1] += v.b * r.b;
-    }
+  static void add_part(Vec (&sum)[4], Group x, Group r) {
+    sum[0] += x.a * r.a;
+    sum[1] += x.b * r.b;
   }
-  for (int m = 0; m < M; m++) out[m] = sum_lanes((sum[m][0] + sum[m][1]) + (sum[m][2] + sum[m][3]));
-}
+};
 
 #if defined(__AVX512BF16__)
-// Two products an element: the instruction adds pairs of neighbours.
-template <int M>
-inline void dot_pass(const BFloat16* const* x, const BFloat16* row, int64_t n, float* out) {
-  __m512 sum[M][4] = {};
-  int64_t i = 0;
-  auto vector = [](const BFloat16* p) { return (__m512bh)_mm512_loadu_si512(p); };
-  for (; i + 128 <= n; i += 128) {
-    __m512bh r[4];
-    for (int j = 0; j < 4; j++) r[j] = vector(row + i + 32 * j);
-    for (int m = 0; m < M; m++)
-      for (int j = 0; j < 4; j++) sum[m][j] = _mm512_dpbf16_ps(sum[m][j], vector(x[m] + i + 32 * j), r[j]);
+// An instruction that multiplies twice as many elements and adds pairs of neighbours.
+template <>
+struct Products<BFloat16> {
+  static constexpr int kStep = 128, kPart = 32;
+  struct Operand {
+    __m512bh v[4];
+  };
+  static __m512bh vector(const BFloat16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static Operand load(const BFloat16* p) { return {{vector(p), vector(p + 32), vector(p + 64), vector(p + 96)}}; }
+  static __m512bh part(const BFloat16* p, int n) {
+    return (__m512bh)_mm512_maskz_loadu_epi16(n == 32 ? ~0u : (1u << n) - 1, p);
   }
-  for (; i < n; i += 32) {
-    __mmask32 part = n - i < 32 ? (1u << (n - i)) - 1 : ~0u;
-    __m512bh r = (__m512bh)_mm512_maskz_loadu_epi16(part, row + i);
-    for (int m = 0; m < M; m++)
-      sum[m][0] = _mm512_dpbf16_ps(sum[m][0], (__m512bh)_mm512_maskz_loadu_epi16(part, x[m] + i), r);
+  static void add(Vec (&sum)[4], const Operand& x, const Operand& r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) sum[j] = (Vec)_mm512_dpbf16_ps((__m512)sum[j], x.v[j], r.v[j]);
   }
-  for (int m = 0; m < M; m++) out[m] = sum_lanes((Vec)((sum[m][0] + sum[m][1]) + (sum[m][2] + sum[m][3])));
-}
+  static void add_part(Vec (&sum)[4], __m512bh x, __m512bh r) {
+    sum[0] = (Vec)_mm512_dpbf16_ps((__m512)sum[0], x, r);
+  }
+};
 #endif
+
+template <int M, class T>
+inline void dot_pass(const T* const* x, const T* row, int64_t n, float* out) {
+  using P = Products<T>;
+  Vec sum[M][4] = {};
+  const T* token[M];
+#pragma GCC unroll 4
+  for (int m = 0; m < M; m++) token[m] = x[m];
+  int64_t i = 0;
+  for (; i + P::kStep <= n; i += P::kStep) {
+    auto r = P::load(row + i);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; m++) P::add(sum[m], P::load(token[m] + i), r);
+  }
+  for (; i < n; i += P::kPart) {
+    int part = n - i < P::kPart ? int(n - i) : P::kPart;
+    auto r = P::part(row + i, part);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; m++) P::add_part(sum[m], P::part(token[m] + i, part), r);
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; m++) out[m] = sum_lanes((sum[m][0] + sum[m][1]) + (sum[m][2] + sum[m][3]));
+}
 
 // out[i] = x[i] . row for `tokens` vectors of n elements.
 template <class T>

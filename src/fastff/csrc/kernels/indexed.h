@@ -70,7 +70,8 @@ void indexed_forward(const IndexedForward& a, Y* y, const Pool& pool) {
 
 template <class T>
 void indexed_forward(const IndexedForward& a, const Pool& pool) {
-  if (a.S == 1 || sizeof(T) == sizeof(float)) return indexed_forward<T>(a, (T*)a.y, pool);
+  if (!a.S) memset(a.y, 0, a.T * a.O * sizeof(T));
+  if (a.S <= 1 || sizeof(T) == sizeof(float)) return indexed_forward<T>(a, (T*)a.y, pool);
   Scratch<Sum> sum(a.T * padded(a.O));
   indexed_forward<T>(a, (Sum*)sum, pool);
   round_rows(sum, (T*)a.y, a.T, a.O);
@@ -147,7 +148,8 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
 
 template <class T>
 void indexed_backward(const IndexedBackward& a, const Pool& pool) {
-  if (a.S == 1 || sizeof(T) == sizeof(float) || !a.grad_x) return indexed_backward<T>(a, (T*)a.grad_x, pool);
+  if (a.grad_x && !a.S) memset(a.grad_x, 0, a.T * a.I * sizeof(T));
+  if (a.S <= 1 || sizeof(T) == sizeof(float) || !a.grad_x) return indexed_backward<T>(a, (T*)a.grad_x, pool);
   Scratch<Sum> sum(a.T * padded(a.I));
   indexed_backward<T>(a, (Sum*)sum, pool);
   round_rows(sum, (T*)a.grad_x, a.T, a.I);

@@ -145,21 +145,21 @@ inline T from_float(float value) {
 }
 
 // A sum over lanes in one fixed order: halves are added until one lane is left.
-template <int N>
-struct Lanes {
-  typedef float V __attribute__((vector_size(N * 4)));
-  static float sum(V v) {
-    typename Lanes<N / 2>::V low, high;
-    memcpy(&low, &v, sizeof low);
-    memcpy(&high, (const char*)&v + sizeof low, sizeof high);
-    return Lanes<N / 2>::sum(low + high);
-  }
-};
-template <>
-struct Lanes<4> {
-  typedef float V __attribute__((vector_size(16)));
-  static float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-};
-inline float sum_lanes(Vec v) { return Lanes<kLanes>::sum(v); }
+typedef float Vec4 __attribute__((vector_size(16)));
+typedef float Vec8 __attribute__((vector_size(32)));
+typedef float Vec16 __attribute__((vector_size(64)));
+inline Vec4 fold(Vec4 v) { return v; }
+inline Vec4 fold(Vec8 v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+}
+inline Vec4 fold(Vec16 v) {
+  return fold(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+              __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+inline float sum_lanes(Vec v) {
+  Vec4 four = fold(v);
+  four += __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  return four[0] + four[1];
+}
 
 }  // namespace FASTFF_ISA

@@ -91,7 +91,12 @@ def tree_feedforward(
             levels=levels,
             mask=mask,
         )
+    if not learns and mask is None:
+        weights = [t for t in inputs[1:] if t is not None]
+        y, logits, leaf = torch.ops.fastff.tree_infer.default(x, weights, _ACTIVATION[activation])
+        return y, Path(logits, leaf)
     y, logits, leaf, _ = torch.ops.fastff.tree.default(
-        *inputs, mask, levels, _ACTIVATION[activation], _GRADIENT[gradient], learns, sparse
+        *inputs, mask, levels, _ACTIVATION[activation], _GRADIENT[gradient], sparse
     )
     return y, Path(logits, leaf)
+

@@ -22,8 +22,13 @@ _TENSORS = (
 )
 torch.library.define(
     "fastff::tree",
-    f"({_TENSORS}, Tensor? levels, int activation, int gradient, bool keep_hidden, bool sparse) -> "
+    f"({_TENSORS}, Tensor? levels, int activation, int gradient, bool sparse) -> "
     "(Tensor y, Tensor logits, Tensor leaf, Tensor hidden)",
+)
+# The forward where nothing learns. For one token a call's arguments cost more than the kernel: here they are few.
+# Of `weights` those that are not None, in the order above.
+torch.library.define(
+    "fastff::tree_infer", "(Tensor x, Tensor[] weights, int activation) -> (Tensor y, Tensor logits, Tensor leaf)"
 )
 torch.library.define(
     "fastff::tree_backward",
@@ -48,12 +53,21 @@ def _(
     out = node_out if node_out is not None else w2
     assert out is not None
     W = 0 if w1 is None else w1.shape[2]
-    keep_hidden = others[-2]
     return (
         x.new_empty(T, out.shape[-1]),
         x.new_empty(T, K, D, dtype=torch.float32),
         x.new_empty(T, K, dtype=torch.int64),
-        x.new_empty(T if keep_hidden else 0, K, W, dtype=torch.float32),
+        x.new_empty(T, K, W, dtype=torch.float32),
+    )
+
+
+@torch.library.register_fake("fastff::tree_infer")
+def _(x: Tensor, weights: list[Tensor], activation: int) -> tuple[Tensor, Tensor, Tensor]:
+    T, K, D = x.shape[0], weights[0].shape[0], tree_depth(weights[0].shape[1])
+    return (
+        x.new_empty(T, weights[2 if len(weights) % 4 == 3 else 4].shape[-1]),
+        x.new_empty(T, K, D, dtype=torch.float32),
+        x.new_empty(T, K, dtype=torch.int64),
     )
 
 
@@ -74,24 +88,22 @@ def _(grad_y: Tensor, grad_logits: Tensor | None, *inputs: Any) -> tuple[Tensor,
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, logits, leaf, hidden = output
-    *tensors, activation, gradient, keep_hidden, sparse = inputs
+    *tensors, activation, gradient, sparse = inputs
     ctx.save_for_backward(*tensors, logits, leaf, hidden)
-    ctx.options = activation, gradient, keep_hidden, sparse
+    ctx.options = activation, gradient, sparse
     ctx.mark_non_differentiable(leaf, hidden)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_logits: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     *tensors, mask, levels, logits, leaf, hidden = ctx.saved_tensors
-    activation, gradient, keep_hidden, sparse = ctx.options
-    nothing = (None,) * 6  # mask, levels and the options
+    activation, gradient, sparse = ctx.options
+    nothing = (None,) * 5  # mask, levels and the options
     if grad_y is None and grad_logits is None:
         return (*(None for _ in tensors), *nothing)
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled():  # the gradient of the gradient goes through the definition
         return (*_differentiable(tensors, mask, levels, (grad_y, grad_logits), ctx.options, needs), *nothing)
-    if not keep_hidden:
-        raise RuntimeError("the forward was run without keeping what the backward needs (keep_hidden)")
     if grad_y is None:
         out = tensors[3] if tensors[3] is not None else tensors[6]
         grad_y = tensors[0].new_zeros(leaf.shape[0], out.shape[-1])
@@ -118,7 +130,7 @@ def _differentiable(
     mask: Tensor | None,
     levels: Tensor | None,
     grads: tuple[Tensor | None, Tensor | None],
-    options: tuple[int, int, bool, bool],
+    options: tuple[int, int, bool],
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     x, node_weight, node_bias, node_out, *blocks = tensors
