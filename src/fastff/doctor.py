@@ -7,6 +7,7 @@ import platform
 import torch
 
 import fastff
+from fastff.ops import backend as ops
 
 EXTRAS = {  # as in pyproject.toml
     "train": (
@@ -26,8 +27,9 @@ def report() -> list[tuple[str, str]]:
         ("threads", f"{torch.get_num_threads()} of PyTorch, {os.cpu_count()} cores"),
         ("GPU", ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none"),
     ]
-    rows.append(("backend", "reference: the operators are made of PyTorch's own, on every device"))
-    rows.append(("compiled kernels", "none in this version"))
+    found = ops.instruction_set()
+    rows.append(("CPU operators", f"compiled, for {found}" if found else f"missing, the reference runs: {ops.missing}"))
+    rows.append(("GPU operators", "none in this version: on other devices the reference runs, made of PyTorch's own"))
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if _version(name) is None]
         found = ", ".join(f"{name} {_version(name)}" for name in packages if name not in missing)

@@ -35,6 +35,13 @@ def check_cmm_outer(a_TSW: Tensor, x_TI: Tensor, index_TS: Tensor, blocks: int) 
     check_cmm(weight_BWI, index_TS, x_TI=x_TI, a_TSW=a_TSW)
 
 
+def check_devices(x: Tensor, *others: Tensor | None) -> None:
+    """Raise a ValueError unless all tensors are where x is (a fake tensor says where it would be)."""
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise ValueError(f"all tensors must be on the device of x, {x.device}, got one on {other.device}")
+
+
 def tree_depth(nodes: int) -> int:
     """Levels of a complete binary tree of `nodes` = 2^levels - 1 nodes.
 

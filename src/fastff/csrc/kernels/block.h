@@ -31,22 +31,79 @@ struct Block {
   }
 };
 
-inline void prefetch_row(const void* row, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)row + i, 0, 2);
-}
-
-// From `level` down to `end`: right where the logit is >= 0, else left (NaN goes left).
+// Rows of leaves or experts: W of n columns each, a bias for each row, and rows that stand in every leaf besides its
+// own. What is null is not there.
 template <class T>
-inline void descend(Block<T>& b, const T* weight, const T* bias, int64_t I, int level, int end) {
+struct Rows {
+  const T *weight = nullptr, *bias = nullptr, *base = nullptr, *base_bias = nullptr;
+  int64_t W = 0, n = 0;
+
+  Rows of_tree(int64_t tree, int64_t leaves) const {
+    auto part = [&](const T* p, int64_t size) { return p ? p + tree * size : nullptr; };
+    return {part(weight, leaves * W * n), part(bias, leaves * W), part(base, W * n), part(base_bias, W), W, n};
+  }
+};
+
+// One tree's weights.
+template <class T>
+struct Weights {
+  const T *node, *node_bias, *out;
+  Rows<T> w1, w2, b2;  // of the leaves; b2 as a row that every leaf has once
+
+  Weights(const Tree& a, int64_t tree) {
+    int64_t nodes = (int64_t(1) << a.D) - 1, leaves = nodes + 1;
+    auto p = [](const void* data) { return (const T*)data; };
+    node = p(a.node_weight) + tree * nodes * a.I;
+    node_bias = p(a.node_bias) + tree * nodes;
+    out = a.S ? p(a.node_out) + tree * nodes * a.S * a.O : nullptr;
+    w1 = Rows<T>{p(a.w1), p(a.b1), p(a.base_w1), p(a.base_b1), a.W, a.I}.of_tree(tree, leaves);
+    w2 = Rows<T>{p(a.w2), nullptr, p(a.base_w2), nullptr, a.W, a.O}.of_tree(tree, leaves);
+    b2 = Rows<T>{p(a.b2), nullptr, p(a.base_b2), nullptr, a.W > 0, a.O}.of_tree(tree, leaves);
+  }
+};
+
+// Memory that is asked for while a block of many tokens is worked on, a part at a time so that no queue fills.
+struct Ahead {
+  const char* row[2 * kBlock];
+  int64_t bytes[2 * kBlock];
+  int count = 0;
+
+  void add(const void* p, int64_t size) {
+    row[count] = (const char*)p;
+    bytes[count++] = size;
+  }
+  void ask(int64_t part, int64_t parts) const {
+    for (int i = 0; i < count; i++) {
+      int64_t size = divide_up(bytes[i], parts);
+      prefetch_row(row[i] + part * size, size);
+    }
+  }
+};
+
+// What goes on beside a descent: nothing.
+struct Idle {
+  void level(int) const {}
+  void node(int64_t, bool, bool) const {}
+};
+
+// From `level` down to `end`, of D: right where the logit is >= 0, else left (NaN goes left). Calls beside.level(level)
+// before each level, and beside.node(node, left, right) for each node passed, with the sides taken.
+template <class T, class Beside = Idle>
+inline void descend(Block<T>& b, const Weights<T>& weights, int64_t I, int64_t D, int level, int end,
+                    const Beside& beside = {}) {
   for (; level < end; level++) {
     int64_t first = (int64_t(1) << level) - 1;
+    beside.level(level);
+    // Rows that a child needs next are asked for one pass before they are read.
+    const T* below = level + 1 < D ? weights.node + (2 * first + 1) * I : weights.w1.weight;
+    int64_t size = level + 1 == D ? weights.w1.W * I : level + 1 < end ? I : 0;
     b.for_runs([&](int begin, int stop, int64_t key) {
       const T* x[kBlock];
       float z[kBlock];
       int left[kBlock], right[kBlock], lefts = 0, rights = 0, count = stop - begin;
       for (int i = 0; i < count; i++) x[i] = b.x[b.order[begin + i]];
-      dots(x, count, weight + (first + key) * I, I, z);
-      float offset = to_float(bias[first + key]);
+      dots(x, count, weights.node + (first + key) * I, I, z);
+      float offset = to_float(weights.node_bias[first + key]);
       for (int i = 0; i < count; i++) {
         int token = b.order[begin + i];
         float logit = z[i] + offset;
@@ -59,11 +116,9 @@ inline void descend(Block<T>& b, const T* weight, const T* bias, int64_t I, int 
       }
       memcpy(b.order + begin, left, lefts * sizeof(int));
       memcpy(b.order + begin + lefts, right, rights * sizeof(int));
-      if (level + 1 < end) {  // the rows of the next level are asked for one pass before they are read
-        const T* child = weight + (2 * first + 1 + 2 * key) * I;
-        if (lefts) prefetch_row(child, I * sizeof(T));
-        if (rights) prefetch_row(child + I, I * sizeof(T));
-      }
+      if (lefts) prefetch_row(below + 2 * key * size, size * sizeof(T));
+      if (rights) prefetch_row(below + (2 * key + 1) * size, size * sizeof(T));
+      beside.node(first + key, lefts, rights);
     });
   }
 }
@@ -83,19 +138,6 @@ inline void amplitudes(const Tree& a, const float* z, int64_t n, float* value, f
     if (slope) slope[i] = float(v > 0.0f) - float(v < 0.0f);
   }
 }
-
-// Rows of leaves or experts: W of n columns each, a bias for each row, and rows that stand in every leaf besides its
-// own. What is null is not there.
-template <class T>
-struct Rows {
-  const T *weight = nullptr, *bias = nullptr, *base = nullptr, *base_bias = nullptr;
-  int64_t W = 0, n = 0;
-
-  Rows of_tree(int64_t tree, int64_t leaves) const {
-    auto part = [&](const T* p, int64_t size) { return p ? p + tree * size : nullptr; };
-    return {part(weight, leaves * W * n), part(bias, leaves * W), part(base, W * n), part(base_bias, W), W, n};
-  }
-};
 
 // out[token * W + w] = (weight[key, w] + base[w]) . x + bias[key, w] + base_bias[w]
 template <class T>
@@ -126,23 +168,5 @@ inline void add_rows(Columns& columns, const Rows<T>& rows, int64_t key, int64_t
   if (rows.base)
     for (int64_t w = 0; w < rows.W; w++) columns.add(rows.base + w * rows.n + c, factor[w]);
 }
-
-// One tree's weights.
-template <class T>
-struct Weights {
-  const T *node, *node_bias, *out;
-  Rows<T> w1, w2, b2;  // of the leaves; b2 as a row that every leaf has once
-
-  Weights(const Tree& a, int64_t tree) {
-    int64_t nodes = (int64_t(1) << a.D) - 1, leaves = nodes + 1;
-    auto p = [](const void* data) { return (const T*)data; };
-    node = p(a.node_weight) + tree * nodes * a.I;
-    node_bias = p(a.node_bias) + tree * nodes;
-    out = a.S ? p(a.node_out) + tree * nodes * a.S * a.O : nullptr;
-    w1 = Rows<T>{p(a.w1), p(a.b1), p(a.base_w1), p(a.base_b1), a.W, a.I}.of_tree(tree, leaves);
-    w2 = Rows<T>{p(a.w2), nullptr, p(a.base_w2), nullptr, a.W, a.O}.of_tree(tree, leaves);
-    b2 = Rows<T>{p(a.b2), nullptr, p(a.base_b2), nullptr, a.W > 0, a.O}.of_tree(tree, leaves);
-  }
-};
 
 }  // namespace FASTFF_ISA

@@ -8,6 +8,7 @@ namespace FASTFF_ISA {
 // G groups of neighbouring columns. A column's sum depends on the order of the rows alone, not on G.
 template <int G>
 struct Columns {
+  static constexpr int kColumns = G * kGroup;
   Group sum[G];
   void zero() {
     for (auto& s : sum) s = Group{};
@@ -33,6 +34,7 @@ struct Columns {
 
 // The last columns of a row, fewer than a group.
 struct LastColumns {
+  static constexpr int kColumns = kGroup;
   Group sum;
   int count;
   void zero() { sum = Group{}; }

@@ -138,11 +138,11 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
   Scratch<bool> touched(a.E);
   memset(touched, 0, a.E);
   for (int64_t i = 0; i < entries; i++) touched[code[i]] = true;
-  for_untouched(touched, a.E, pool, [&](int64_t expert) {
-    zero_row<T>(a.grad_w1, expert, W * I);
-    zero_row<T>(a.grad_b1, expert, W);
-    zero_row<T>(a.grad_w2, expert, W * a.O);
-    zero_row<T>(a.grad_b2, expert, a.O);
+  for_untouched(touched, a.E, pool, [&](int64_t first, int64_t rows) {
+    zero_rows<T>(a.grad_w1, first, rows, W * I);
+    zero_rows<T>(a.grad_b1, first, rows, W);
+    zero_rows<T>(a.grad_w2, first, rows, W * a.O);
+    zero_rows<T>(a.grad_b2, first, rows, a.O);
   });
 }
 

@@ -40,29 +40,37 @@ struct Slot {
   }
 };
 
-constexpr int64_t kTokensAtOnce = 32;
+// Columns and tokens that are gone through together: their part of x fits the L1 cache.
+constexpr int kOuterGroups = kWide, kOuterTokens = 16;
 
 // Columns [begin, end) of the gradients of all slots; x has n columns.
 template <class T>
 inline void outer_columns(const Entries& e, const Slot* slots, int count, const T* x, int64_t n, int64_t begin,
                           int64_t end) {
-  for_columns<4>(begin, end, [&](auto columns, int64_t c) {
+  for_columns<kOuterGroups>(begin, end, [&](auto columns, int64_t c) {
     using Columns = decltype(columns);
     Scratch<Columns> carried(count);  // sums of the rows whose tokens go on
     columns.zero();
     for (int s = 0; s < count; s++) carried[s] = columns;
-    auto source = [&](int64_t place) { return x + e.order[place] / e.per_token * n + c; };
-    for (int64_t first = 0; first < e.n; first += kTokensAtOnce) {
-      int64_t stop = least(first + kTokensAtOnce, e.n);
-      for (int64_t place = stop; place < least(stop + kTokensAtOnce, e.n); place++)
-        __builtin_prefetch(source(place), 0, 2);
+    const T *source[kOuterTokens], *ahead[kOuterTokens];
+    auto find = [&](int64_t first, const T** found) {
+      for (int64_t i = 0; i < kOuterTokens && first + i < e.n; i++)
+        found[i] = x + e.order[first + i] / e.per_token * n + c;
+    };
+    find(0, ahead);
+    for (int64_t first = 0; first < e.n; first += kOuterTokens) {
+      int size = int(least(kOuterTokens, e.n - first));
+      memcpy(source, ahead, sizeof source);
+      find(first + kOuterTokens, ahead);
+      for (int64_t i = 0; i < least(kOuterTokens, e.n - first - kOuterTokens); i++)
+        prefetch_row(ahead[i], Columns::kColumns * sizeof(T));
       for (int s = 0; s < count; s++) {
         const Slot& slot = slots[s];
         columns = carried[s];
-        for (int64_t place = first; place < stop; place++) {
-          columns.add(source(place), slot.factor_of(e.order[place]));
-          if (slot.last(e, place)) {
-            columns.write((T*)slot.grad + slot.target(e.code[place]) * n + c);
+        for (int i = 0; i < size; i++) {
+          columns.add(source[i], slot.factor_of(e.order[first + i]));
+          if (slot.last(e, first + i)) {
+            columns.write((T*)slot.grad + slot.target(e.code[first + i]) * n + c);
             columns.zero();
           }
         }
@@ -84,19 +92,23 @@ inline void outer_bias(const Entries& e, const Slot& slot) {
   }
 }
 
-// Rows of gradients that no token has: f(row) for those among `count` that were not touched.
+// Rows of gradients that no token has: f(first, number) for the runs of those among `count` that were not touched.
 template <class F>
 inline void for_untouched(const bool* touched, int64_t count, const Pool& pool, const F& f) {
   constexpr int64_t kRows = 256;
   for_each(pool, divide_up(count, kRows), [&](int64_t task) {
-    for (int64_t i = task * kRows; i < least((task + 1) * kRows, count); i++)
-      if (!touched[i]) f(i);
+    int64_t stop = least((task + 1) * kRows, count);
+    for (int64_t i = task * kRows, first; i < stop; i++) {
+      for (first = i; i < stop && !touched[i]; i++) {
+      }
+      if (i > first) f(first, i - first);
+    }
   });
 }
 
 template <class T>
-inline void zero_row(void* grad, int64_t row, int64_t n) {
-  if (grad) memset((T*)grad + row * n, 0, n * sizeof(T));
+inline void zero_rows(void* grad, int64_t first, int64_t rows, int64_t n) {
+  if (grad) memset((T*)grad + first * n, 0, rows * n * sizeof(T));
 }
 
 // A weight's gradient, or several that sum the rows of the same x.
@@ -110,7 +122,7 @@ struct Outer {
 
 template <class T>
 inline void outer(const Entries& e, const Outer<T>* sums, int count, const Pool& pool) {
-  int64_t width = 4 * kGroup, total = 0;
+  int64_t width = kOuterGroups * kGroup, total = 0;
   for (int i = 0; i < count; i++) total += sums[i].count ? divide_up(sums[i].columns, width) : 0;
   if (total < 2 * pool.threads) width = kGroup;
   for (int i = 0; i < count; i++) {

@@ -40,8 +40,7 @@ template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t n) {
-    if (n <= 0) return;
-    if (posix_memalign(&memory_, 64, n * sizeof(T))) throw std::bad_alloc();
+    if (posix_memalign(&memory_, 64, (n > 0 ? n : 1) * sizeof(T))) throw std::bad_alloc();
   }
   ~Scratch() { free(memory_); }
   Scratch(const Scratch&) = delete;
@@ -51,6 +50,10 @@ class Scratch {
  private:
   void* memory_ = nullptr;
 };
+
+inline void prefetch_row(const void* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)row + i, 0, 2);
+}
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -35,7 +35,12 @@ class TreeBackwardPass {
         b.key[j] = code[place];
         b.order[j] = j;
       }
-      block(b, order + first, f, grad_x);
+      Ahead ahead;
+      for (int64_t place = first + kBlock; place < least(first + 2 * kBlock, n); place++)
+        ahead.add((const T*)a_.grad_y + order[place] * a_.O, a_.O * sizeof(T));
+      for (int j = 0; grad_x && j < b.n; j++)
+        ahead.add(row_of(grad_x, order[first + j], a_.I), a_.I * sizeof(X));
+      block(b, order + first, f, grad_x, ahead);
     });
     weights(Entries{n, order, code, 1}, f, pool);
   }
@@ -49,37 +54,51 @@ class TreeBackwardPass {
   const T* x(int64_t token) const { return (const T*)a_.x + token * a_.I; }
 
   // value[i * D + level] = out[row of the node or its side] . x for the levels of the paths from `level` on.
-  void out_dots(const Block<T>& b, int level, float* value) const {
-    int64_t D = a_.D;
+  void out_dots(const Block<T>& b, int level, float* value, const Ahead& ahead) const {
+    int64_t D = a_.D, S = a_.S;
     const T* x[kBlock];
     float z[kBlock];
-    for (; level < D; level++) {
-      int shift = int(D) - level - (a_.S == 2);
+    // Calls f(first, last, key) for the runs of tokens that share their output row on a level.
+    auto for_rows = [&](int level, const auto& f) {
+      int shift = int(D) - level - (S == 2);
       for (int i = 0, j; i < b.n; i = j) {
         int64_t key = b.key[b.order[i]];
-        for (j = i; j < b.n && b.key[b.order[j]] >> shift == key >> shift; j++) x[j] = b.x[b.order[j]];
-        dots(x + i, j - i, weights_.out + output_row(key, level, D, a_.S) * a_.O, a_.O, z + i);
+        for (j = i + 1; j < b.n && b.key[b.order[j]] >> shift == key >> shift; j++) {
+        }
+        f(i, j, key);
       }
+    };
+    for (int i = 0; i < b.n; i++) x[i] = b.x[b.order[i]];
+    for (; level < D; level++) {
+      ahead.ask(level, D);
+      if (level + 1 < D)
+        for_rows(level + 1, [&](int, int, int64_t key) {
+          prefetch_row(weights_.out + output_row(key, level + 1, D, S) * a_.O, a_.O * sizeof(T));
+          if (a_.grad_x && ahead.count) prefetch_row(weights_.node + output_row(key, level + 1, D, 1) * a_.I, a_.I * sizeof(T));
+        });
+      for_rows(level, [&](int first, int last, int64_t key) {
+        dots(x + first, last - first, weights_.out + output_row(key, level, D, S) * a_.O, a_.O, z + first);
+      });
       for (int i = 0; i < b.n; i++) value[b.order[i] * D + level] = z[i];
     }
   }
 
   // The tokens of a block, in sorted order: b.x are rows of grad_y.
   template <class X>
-  void block(const Block<T>& b, const int32_t* token, const Factors& f, X* grad_x) {
+  void block(const Block<T>& b, const int32_t* token, const Factors& f, X* grad_x, const Ahead& ahead) {
     int64_t D = a_.D, W = a_.W, n = b.n;
     Scratch<float> logits(n * D), slope(n * D), grad_out(n * D), below(n);
     Scratch<float> hidden(n * W), hidden_slope(n * W), grad_active(n * W);
     for (int i = 0; i < n; i++) {
       memcpy(logits + i * D, logits_of(token[i]), D * sizeof(float));
-      memcpy(hidden + i * W, a_.hidden + (token[i] * a_.K + tree_) * W, W * sizeof(float));
+      if (W) memcpy(hidden + i * W, a_.hidden + (token[i] * a_.K + tree_) * W, W * sizeof(float));
       below[i] = 0.0f;
     }
     bool decides = a_.gradient != Gradient::none;
     Scratch<float> amplitude(n * D), active(n * W);
     if (a_.S) {
       amplitudes(a_, logits, n * D, amplitude, slope);
-      out_dots(b, 0, grad_out);
+      out_dots(b, 0, grad_out, ahead);
     }
     if (W) {
       activate(a_.activation, hidden, n * W, active, hidden_slope);
@@ -172,7 +191,7 @@ class TreeBackwardPass {
     int n = side.n;
     Scratch<float> logits(n * D), grad_out(n * D), hidden(n * W), grad_active(n * W), sum(n);
     for (int i = 0; i < n; i++) side.logits[i] = logits + i * D;
-    descend(side, weights_.node, weights_.node_bias, a_.I, level + 1, int(D));
+    descend(side, weights_, a_.I, D, level + 1, int(D));
     for (int i = 0; i < n; i++) sum[i] = 0.0f;
     if (W) {
       row_dots(side, weights_.w1, hidden);
@@ -186,7 +205,7 @@ class TreeBackwardPass {
         for (int64_t w = 0; w < W; w++) sum[i] += hidden[i * W + w] * grad_active[i * W + w];
     }
     if (a_.S) {
-      out_dots(side, level + 1, grad_out);
+      out_dots(side, level + 1, grad_out, Ahead{});
       for (int i = 0; i < n; i++) {
         float* z = logits + i * D;
         amplitudes(a_, z + level + 1, D - level - 1, z + level + 1, nullptr);
@@ -246,24 +265,24 @@ class TreeBackwardPass {
       for (int64_t place = 0; place < e.n; place++)
         touched[(int64_t(1) << level) - 1 + (e.code[place] >> (D - level))] = true;
     if (!node_map)
-      for_untouched(touched, nodes_, pool, [&](int64_t node) {
-        zero_row<T>(node_weight, node, a_.I);
-        zero_row<T>(node_bias, node, 1);
+      for_untouched(touched, nodes_, pool, [&](int64_t first, int64_t rows) {
+        zero_rows<T>(node_weight, first, rows, a_.I);
+        zero_rows<T>(node_bias, first, rows, 1);
       });
     if (!node_map && S)  // the row of a side is that of a child
-      for_untouched(touched + (S - 1), S * nodes_, pool, [&](int64_t row) { zero_row<T>(node_out, row, a_.O); });
+      for_untouched(touched + (S - 1), S * nodes_, pool, [&](int64_t first, int64_t rows) { zero_rows<T>(node_out, first, rows, a_.O); });
     if (!leaf_map && W)
-      for_untouched(touched + nodes_, leaves_, pool, [&](int64_t leaf) {
-        zero_row<T>(w1, leaf, W * a_.I);
-        zero_row<T>(b1, leaf, W);
-        zero_row<T>(w2, leaf, W * a_.O);
-        zero_row<T>(b2, leaf, a_.O);
+      for_untouched(touched + nodes_, leaves_, pool, [&](int64_t first, int64_t rows) {
+        zero_rows<T>(w1, first, rows, W * a_.I);
+        zero_rows<T>(b1, first, rows, W);
+        zero_rows<T>(w2, first, rows, W * a_.O);
+        zero_rows<T>(b2, first, rows, a_.O);
       });
     if (e.n) return;
-    zero_row<T>(base_w1, 0, W * a_.I);
-    zero_row<T>(base_b1, 0, W);
-    zero_row<T>(base_w2, 0, W * a_.O);
-    zero_row<T>(base_b2, 0, a_.O);
+    zero_rows<T>(base_w1, 0, 1, W * a_.I);
+    zero_rows<T>(base_b1, 0, 1, W);
+    zero_rows<T>(base_w2, 0, 1, W * a_.O);
+    zero_rows<T>(base_b2, 0, 1, a_.O);
   }
 
   const TreeBackward& a_;

@@ -10,6 +10,23 @@ namespace FASTFF_ISA {
 constexpr int kLevelsAtOnce = 6;
 constexpr int64_t kSortFrom = 4 * kBlock;  // fewer tokens share too few rows to be worth sorting
 
+// Beside the descent of a block of many: what it and the next block will need, and the output rows of nodes passed.
+template <class T>
+struct Asking {
+  const Ahead& ahead;
+  const Weights<T>& weights;
+  const Tree& tree;
+  int from, to;
+
+  void level(int level) const { ahead.ask(level - from, to - from); }
+  void node(int64_t node, bool left, bool right) const {
+    if (!tree.S || to < tree.D) return;
+    const T* out = weights.out + node * tree.S * tree.O;
+    if (tree.S == 1 || left) prefetch_row(out, tree.O * sizeof(T));
+    if (tree.S == 2 && right) prefetch_row(out + tree.O, tree.O * sizeof(T));
+  }
+};
+
 template <class T>
 class TreeForwardPass {
  public:
@@ -24,7 +41,7 @@ class TreeForwardPass {
         int64_t begin = i * block;
         Block<T> b;
         for (int64_t t = begin; t < least(begin + block, n); t++) enter(b, first + t, 0);
-        descend(b, weights_.node, weights_.node_bias, a_.I, 0, int(a_.D));
+        descend(b, weights_, a_.I, a_.D, 0, int(a_.D));
         put_out(b, first, y, accumulate);
       });
       return;
@@ -44,7 +61,13 @@ class TreeForwardPass {
       for_each(pool, tasks, [&](int64_t task) {
         Block<T> b;
         for (int64_t i = start[task]; i < start[task + 1]; i++) enter(b, first + order[i], key[order[i]]);
-        descend(b, weights_.node, weights_.node_bias, a_.I, level, end);
+        Ahead ahead;
+        if (task + 1 < tasks)
+          for (int64_t i = start[task + 1]; i < start[task + 2]; i++)
+            ahead.add((const T*)a_.x + (first + order[i]) * a_.I, a_.I * sizeof(T));
+        if (end == a_.D)
+          for (int i = 0; i < b.n; i++) ahead.add(row_of(y, token(b, i) - first, a_.O), a_.O * sizeof(Y));
+        descend(b, weights_, a_.I, a_.D, level, end, Asking<T>{ahead, weights_, a_, level, end});
         if (end == a_.D) return put_out(b, first, y, accumulate);
         for (int i = 0; i < b.n; i++) key[order[start[task] + i]] = b.key[i];
       });

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.checks import check_devices
 from fastff.ops.indexed import reference
 
 _TENSORS = "Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? gate, Tensor? mask"
@@ -21,6 +22,7 @@ torch.library.define(
 
 @torch.library.register_fake("fastff::indexed")
 def _(x: Tensor, index: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    check_devices(x, index, w1, b1, w2, *(t for t in options if isinstance(t, Tensor)))
     T, S = index.shape
     hidden = x.new_empty(T if options[-1] else 0, S, w1.shape[1], dtype=torch.float32)
     return x.new_empty(T, w2.shape[2]), hidden
@@ -28,6 +30,7 @@ def _(x: Tensor, index: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *options: An
 
 @torch.library.register_fake("fastff::indexed_backward")
 def _(grad_y: Tensor, x: Tensor, index: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    check_devices(grad_y, x, index, *(t for t in inputs if isinstance(t, Tensor)))
     shapes = [x.shape, *(t.shape for t in inputs[:4]), index.shape]
     return tuple(grad_y.new_empty(shape if inputs[-1] >> i & 1 else 0) for i, shape in enumerate(shapes))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.activation import ACTIVATIONS
-from fastff.ops.checks import tree_depth
+from fastff.ops.checks import check_devices, tree_depth
 from fastff.ops.tree import reference
 
 GRADIENTS = ("none", "chosen", "sampled", "exact")  # order of the kernels' enumeration
@@ -49,6 +49,7 @@ def _(
     w2: Tensor | None,
     *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_devices(x, node_weight, node_bias, node_out, w1, b1, w2, *(t for t in others if isinstance(t, Tensor)))
     T, K, D = x.shape[0], node_weight.shape[0], tree_depth(node_weight.shape[1])
     out = node_out if node_out is not None else w2
     assert out is not None
@@ -63,6 +64,7 @@ def _(
 
 @torch.library.register_fake("fastff::tree_infer")
 def _(x: Tensor, weights: list[Tensor], activation: int) -> tuple[Tensor, Tensor, Tensor]:
+    check_devices(x, *weights)
     T, K, D = x.shape[0], weights[0].shape[0], tree_depth(weights[0].shape[1])
     return (
         x.new_empty(T, weights[2 if len(weights) % 4 == 3 else 4].shape[-1]),
@@ -74,6 +76,7 @@ def _(x: Tensor, weights: list[Tensor], activation: int) -> tuple[Tensor, Tensor
 @torch.library.register_fake("fastff::tree_backward")
 def _(grad_y: Tensor, grad_logits: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
     tensors, needs, rows = inputs[:LEARNING], inputs[-2], inputs[-1]
+    check_devices(grad_y, grad_logits, *(t for t in inputs if isinstance(t, Tensor)))
     if rows:
         raise NotImplementedError("sparse gradients have as many rows as tokens pass: they cannot be compiled")
     grads = [
