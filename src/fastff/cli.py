@@ -4,6 +4,8 @@ import sys
 from typing import Any
 
 INTERRUPTED = 130
+RESUMES = "the same command (train: with --resume) goes on from here"
+KEPT = "what was measured is in the files named above"
 NEEDS_TRAIN = "pip install 'fastff[train]'"
 
 
@@ -12,10 +14,11 @@ def build_app() -> Any:
     import typer
 
     from fastff import __version__, doctor
+    from fastff.bench.command import bench_command
     from fastff.train import commands
 
     app = typer.Typer(
-        help="Fast feedforward networks: train, compare and inspect layers whose cost grows with the logarithm.",
+        help="Fast feedforward networks: train, compare, measure layers whose cost grows with the logarithm.",
         add_completion=False,
         pretty_exceptions_enable=False,
     )
@@ -30,6 +33,7 @@ def build_app() -> Any:
     app.command("compare")(commands.compare_command)
     app.command("report")(commands.report_command)
     app.command("evaluate")(commands.evaluate_command)
+    app.command("bench")(bench_command)
 
     @app.command("doctor")
     def doctor_command() -> None:
@@ -47,7 +51,7 @@ def main() -> None:
         command = typer.main.get_command(build_app())
         code = command.main(sys.argv[1:], prog_name="fastff", standalone_mode=False)
         if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
-            print("interrupted; the same command (train: with --resume) goes on from here", file=sys.stderr)
+            print(f"interrupted; {KEPT if sys.argv[1:2] == ['bench'] else RESUMES}", file=sys.stderr)
         sys.exit(code)
     except ModuleNotFoundError as error:
         if sys.argv[1:] == ["doctor"]:  # which must run where something is missing

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastff.train.files import write_atomically, write_json
+from fastff.files import write_atomically, write_json
 
 _PREFIX = "step-"
 _BEST = "model.safetensors"  # of the run: the weights of the best epoch so far

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastff.train.files import write_atomically
+from fastff.files import write_atomically
 
 _SPLITS = ("train", "validation", "test")
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}

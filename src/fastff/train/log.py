@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fastff.files import write_atomically
 from fastff.train.evaluation import COLLAPSED_BELOW
-from fastff.train.files import write_atomically
 
 _COLUMNS = ("epoch", "loss", "train %", "validation %", "soft %", "entropy", "leaves used", "s/epoch")
 

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fastff
+from fastff.files import lock_folder, write_atomically, write_json
 from fastff.train.augment import augment
 from fastff.train.checkpoint import load_checkpoint, save_checkpoint
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data, load_data
 from fastff.train.evaluation import can_soften, evaluate, mean_inputs
-from fastff.train.files import lock_folder, write_atomically, write_json
 from fastff.train.interrupts import Interrupted, interrupts
 from fastff.train.log import RunLog, collapse_warning
 from fastff.train.models import build_model

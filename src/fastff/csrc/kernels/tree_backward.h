@@ -90,7 +90,7 @@ class TreeBackwardPass {
     Scratch<float> logits(n * D), slope(n * D), grad_out(n * D), below(n);
     Scratch<float> hidden(n * W), hidden_slope(n * W), grad_active(n * W);
     for (int i = 0; i < n; i++) {
-      memcpy(logits + i * D, logits_of(token[i]), D * sizeof(float));
+      if (D) memcpy(logits + i * D, logits_of(token[i]), D * sizeof(float));
       if (W) memcpy(hidden + i * W, a_.hidden + (token[i] * a_.K + tree_) * W, W * sizeof(float));
       below[i] = 0.0f;
     }

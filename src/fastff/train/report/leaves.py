@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from fastff.plot_style import colour_of
 from fastff.train.report.rows import Row, is_routed, kind
-from fastff.train.report.style import Picture, colour_of, draw
+from fastff.train.report.style import Picture, draw
 
 HEAT_MAPS = 4
 GRIDS = 3

@@ -12,40 +12,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
-# Okabe and Ito: distinguishable for colour-blind readers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-KIND_COLOURS = {"dense": "#000000", "moe": "#E69F00", "fff": "#0072B2", "ultra": "#009E73", "tree": "#D55E00"}
-KIND_MARKERS = {"dense": "o", "moe": "D", "fff": "s", "ultra": "v", "tree": "^"}
-WIDTH = 7.6  # inches
+from fastff.plot_style import STYLE
 
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fastff",
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "text.parse_math": False,  # labels are anyone's text
-    "figure.facecolor": "white",
-    "savefig.dpi": 100,
-}
+WIDTH = 7.6  # inches
+SVG = {"svg.fonttype": "none", "svg.hashsalt": "fastff"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +35,7 @@ class Picture:
 
 def draw(fill: Callable[[Figure], None], height: float, alt: str, caption: str) -> Picture:
     """Let `fill` draw into a figure of `height` inches, in the report's style."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE | SVG):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
         fill(figure)
@@ -79,11 +49,6 @@ def _inline(svg: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every figure has the same ones; a page may have each once
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)  # its frame carries the description
-
-
-def colour_of(kind: str) -> str:
-    """The colour of a kind of layer."""
-    return KIND_COLOURS.get(kind, "#CC79A7")
 
 
 def accuracy_axis(ax: Axes, low: float, high: float, *, ticks: int) -> None:

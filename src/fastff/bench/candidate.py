@@ -1,0 +1,75 @@
+"""What is compared: a layer, its dtype, and what is timed in its place, by label."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastff.nn import FeedForwardLayer, merge_base
+from fastff.nn.layer import uniform_
+
+
+class UnavailableError(Exception):
+    """This installation cannot run a candidate."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of a comparison.
+
+    Attributes:
+        label: names it in tables.
+        series: its line in a plot over widths: what does not change with the width.
+        kind: dense, bound, moe, fff, ultra or tree; gives the colour.
+        make: makes the layer on the device given.
+        dtype: of weights and inputs.
+        wrap: what is timed in place of the layer; its attribute `definition` is the layer that it must agree with.
+        optimizer: of a module, for whole training steps.
+        base: whether the ratios are taken to this candidate.
+    """
+
+    label: str
+    series: str
+    kind: str
+    make: Callable[[Any], FeedForwardLayer]
+    dtype: torch.dtype = torch.float32
+    wrap: Callable[[Any], nn.Module] | None = None
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    base: bool = False
+    width: int = field(init=False)
+    executed: int = field(init=False)
+    weight_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        layer = self.make("meta")
+        object.__setattr__(self, "width", layer.training_width)
+        object.__setattr__(self, "executed", layer.inference_width)
+        object.__setattr__(self, "weight_bytes", sum(p.numel() for p in layer.parameters()) * self.dtype.itemsize)
+
+    @property
+    def dtype_name(self) -> str:
+        return "int8" if self.series.endswith("int8") else str(self.dtype).removeprefix("torch.")
+
+    def build(self, *, training: bool) -> nn.Module:
+        """The module that is timed, all its weights random."""
+        layer = self.make("cpu").train(training)
+        if not training:
+            merge_base(_randomised(layer))
+        module: nn.Module = _randomised(layer).to(self.dtype)
+        return module if self.wrap is None else self.wrap(module).train(training)
+
+    def working_bytes(self, tokens: int, *, training: bool) -> int:
+        """About what a call needs beside the weights: hidden values, and in training gradients."""
+        hidden = 4 * tokens * self.executed * (4 if training else 2)
+        return hidden + (self.weight_bytes if training else 0) + (2 * self.weight_bytes if self.optimizer else 0)
+
+
+def _randomised(layer: FeedForwardLayer) -> FeedForwardLayer:
+    """Fill what starts at zero (offsets of leaves, gates of experts) as the other weights."""
+    with torch.no_grad():
+        for p in layer.parameters():
+            if not p.any():
+                uniform_(p, layer.in_features)
+    return layer

@@ -1,0 +1,204 @@
+"""No speed without the right result: each candidate against the definition of its layer.
+
+The definition is the same layer, of the same weights, on the reference backend in float64 (float32 where that would not
+fit, or where both must draw the same random numbers). A row whose way rests on a logit within rounding of zero, or on
+two experts' gates as close, may rightly differ and is not compared.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastff.bench.candidate import Candidate
+from fastff.nn import FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
+from fastff.nn.routed import TreeLayer
+from fastff.ops import use_backend
+
+ROWS = 512  # compared at most
+TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05, "int8": 0.25}  # of the output's root mean square
+GRADIENT_TOLERANCE = 1e-3  # of the gradient's norm, in float32
+STEP_TOLERANCE = 0.02  # of the norm of what a weight moved
+CHECKED_STEPS, CHECKED_RATE = 3, 1e-3
+COPY_BYTES = 2**30  # a larger layer is compared with itself on the reference backend, not with a float64 copy
+
+
+class DisagreementError(RuntimeError):
+    """A candidate's result is not that of its definition."""
+
+
+def check_output(candidate: Candidate, module: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """Compare what `module` put out, in inference, with its definition.
+
+    Args:
+        candidate: gives label and dtype.
+        module: as `candidate.build` made it.
+        inputs, outputs: batches (T, I) and (T, O), whole calls.
+
+    Raises:
+        DisagreementError: they differ, or have the wrong shape.
+    """
+    layer = _definition(module)
+    truth = _precise(layer, candidate)
+    for x, y in zip(inputs, outputs, strict=True):
+        if y.shape != (len(x), layer.out_features):
+            raise DisagreementError(f"{candidate.label}: output of shape {tuple(y.shape)} for {len(x)} tokens")
+    rows = torch.cat([x[_some(len(x))] for x in inputs])
+    found = torch.cat([y[_some(len(y))] for y in outputs]).double()
+    dtype = next(truth.parameters()).dtype
+    with torch.inference_mode(), use_backend("reference"):
+        rows = rows.to(dtype)
+        expected = truth(rows).double()
+        clear = _clear(truth, rows, candidate.dtype)
+    if not clear.any():
+        raise DisagreementError(f"{candidate.label}: no row whose decisions are clear of rounding, so none to compare")
+    error = _largest(found[clear] - expected[clear]) / expected.square().mean().sqrt().item()
+    tolerance = TOLERANCE[candidate.dtype_name]
+    if not error <= tolerance:
+        raise DisagreementError(
+            f"{candidate.label}: output differs from the definition by {error:.2g} of its size, "
+            f"at most {tolerance:g} may be rounding"
+        )
+
+
+def check_gradients(candidate: Candidate, module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Compare output and gradients of `module`, in training, with those of the reference backend in float32.
+
+    Args:
+        candidate: gives the label.
+        module: as `candidate.build` made it.
+        batches: (x, gradient of the output); of each the first rows are used, the second batch only if the first
+            differs: a logit within rounding of zero on a side not taken can turn a gradient.
+
+    Raises:
+        DisagreementError: they differ on every batch.
+    """
+    layer = _definition(module)
+    truth = copy.deepcopy(layer)
+    worst = ("", math.inf)
+    for x, gradient in batches[:2]:
+        x, gradient = x.detach()[:ROWS].clone(), gradient[:ROWS].clone()
+        with use_backend("reference"):
+            state = torch.get_rng_state()
+            expected = _gradients(truth, x, gradient)
+            clear = _clear(truth, x, candidate.dtype)
+            if not clear.all():
+                x, gradient = x[clear], gradient[clear]
+                torch.set_rng_state(state)
+                expected = _gradients(truth, x, gradient)
+        torch.set_rng_state(state)
+        found = _gradients(module, x, gradient)
+        worst = max(((n, _relative(found.get(n), g)) for n, g in expected.items()), key=lambda pair: pair[1])
+        if worst[1] <= GRADIENT_TOLERANCE:
+            return
+    name, error = worst
+    what = name if name == "output" else f"gradient of {name}"
+    raise DisagreementError(f"{candidate.label}: {what} differs from the definition by {error:.2g} of its norm")
+
+
+def check_steps(candidate: Candidate, module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Compare what steps of the candidate's optimiser make of the weights with what `torch.optim.AdamW` makes of them.
+
+    Args:
+        candidate: gives label and optimiser.
+        module: as `candidate.build` made it; only copies of it are trained.
+        batches: (x, gradient of the output), of which the first rows are used.
+
+    Raises:
+        DisagreementError: the weights differ.
+    """
+    ours, theirs = copy.deepcopy(module), copy.deepcopy(module)
+    if isinstance(theirs, UltraFFF | TreeFeedForward):
+        theirs.sparse = False
+    assert candidate.optimizer is not None
+    optimizer = candidate.optimizer(ours)
+    for group in optimizer.param_groups:
+        group["lr"] = CHECKED_RATE
+    options = {key: optimizer.param_groups[0][key] for key in ("betas", "eps", "weight_decay")}
+    reference = torch.optim.AdamW(theirs.parameters(), lr=CHECKED_RATE, **options)
+    for x, gradient in (list(batches) * CHECKED_STEPS)[:CHECKED_STEPS]:
+        x, gradient = x.detach()[:ROWS].clone(), gradient[:ROWS]
+        state = torch.get_rng_state()
+        _backward(ours, x, gradient)
+        optimizer.step()
+        torch.set_rng_state(state)
+        with use_backend("reference"):
+            _backward(theirs, x, gradient)
+        reference.step()
+    if hasattr(optimizer, "catch_up"):
+        optimizer.catch_up()
+    for (name, start), found, expected in zip(
+        module.named_parameters(), ours.parameters(), theirs.parameters(), strict=True
+    ):
+        error = _relative(found.detach() - start.detach(), expected.detach() - start.detach())
+        if not error <= STEP_TOLERANCE:
+            raise DisagreementError(
+                f"{candidate.label}: {name} moves otherwise than by AdamW, by {error:.2g} of its way"
+            )
+
+
+def _definition(module: nn.Module) -> FeedForwardLayer:
+    layer = getattr(module, "definition", module)
+    assert isinstance(layer, FeedForwardLayer)
+    return layer
+
+
+def _precise(layer: FeedForwardLayer, candidate: Candidate) -> FeedForwardLayer:
+    size = sum(p.numel() for p in layer.parameters())
+    if 8 * size <= COPY_BYTES:
+        return copy.deepcopy(layer).double().eval()
+    return layer if candidate.dtype == torch.float32 else copy.deepcopy(layer).float().eval()
+
+
+def _some(tokens: int) -> Tensor:
+    """Rows spread over a batch, so that every thread's share is looked at."""
+    return torch.linspace(0, tokens - 1, min(tokens, ROWS)).round().long()
+
+
+def _clear(layer: FeedForwardLayer, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which rows of the last forward decide by a margin that no rounding in `dtype` can close: (T,) bool."""
+    if isinstance(layer, TreeLayer):
+        logits = layer.routing.logits.detach().flatten(1)
+        margin = logits.abs()
+    elif isinstance(layer, MoE) and not layer.training:  # in training both add the same noise to the same gates
+        logits = F.linear(x, layer.gate_weight).detach()
+        best = logits.topk(min(layer.top_k + 1, layer.experts), dim=-1).values
+        margin = (best[:, :-1] - best[:, 1:])[:, layer.top_k - 1 :]
+    else:
+        return torch.ones(len(x), dtype=torch.bool)
+    if margin.shape[1] == 0:
+        return torch.ones(len(x), dtype=torch.bool)
+    rounding = max(torch.finfo(torch.float32).eps * math.sqrt(x.shape[1]), 2 * torch.finfo(dtype).eps)
+    return margin.amin(1) > rounding * logits.square().mean().sqrt()
+
+
+def _gradients(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    """The output, and the gradients of input and parameters, by name."""
+    y = _backward(module, x, gradient)
+    found = {"output": y, "x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
+    return {name: (g.to_dense() if g.is_sparse else g).clone() for name, g in found.items() if g is not None}
+
+
+def _backward(module: nn.Module, x: Tensor, gradient: Tensor) -> Tensor:
+    """Gradients anew; returns the output."""
+    x.requires_grad_().grad = None
+    module.zero_grad(set_to_none=True)
+    y = module(x)
+    y.backward(gradient)
+    return y.detach()
+
+
+def _largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def _relative(found: Tensor | None, expected: Tensor) -> float:
+    """Norm of the difference, of the norm of what is expected; infinite where nothing or not a number is found."""
+    norm = expected.norm().item()
+    if found is None or found.shape != expected.shape:
+        return 0.0 if norm == 0 else math.inf
+    error = (found - expected).norm().item()
+    return math.inf if math.isnan(error) else error / norm if norm else error

@@ -1,0 +1,150 @@
+"""Timing of candidates side by side: in rounds, each sample at least a millisecond, on inputs in rotation.
+
+All candidates of a group are ready at once and take turns, so that what else the machine does meets all alike. Warm: a
+sample follows untimed calls on the inputs before it. Cold: a sample is one call, before which the caches are flushed.
+"""
+
+import gc
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from time import perf_counter
+
+import torch
+
+from fastff.bench.inputs import Rotation
+from fastff.bench.machine import caches
+from fastff.bench.passes import Call
+
+WARM, COLD = "warm", "cold"
+FEWEST = 3  # samples
+SAMPLE_SECONDS = 1e-3
+WARM_UP_SECONDS = 5e-3
+LONG_SECONDS = 0.05  # a call as long fills the caches itself
+VERY_LONG_SECONDS = 1.0
+UNKNOWN_CACHE = 2**25  # bytes taken for the last cache where the system does not tell
+
+
+@dataclass
+class Subject:
+    """What takes part in the rounds.
+
+    Attributes:
+        call: what is timed.
+        rotation: what it is called with.
+        seconds: about how long a call takes.
+        samples: seconds a call, one for each round.
+        spent: seconds of this measurement so far, with what is not timed.
+        failure: what a call raised, which ended this measurement.
+    """
+
+    call: Call
+    rotation: Rotation
+    seconds: float
+    samples: list[float] = field(default_factory=list)
+    spent: float = 0.0
+    position: int = 0
+    failure: Exception | None = None
+
+    def run(self, calls: int) -> float:
+        """Seconds of so many calls on the next inputs."""
+        batches = self.rotation.take(self.position, calls)
+        self.position += calls
+        call = self.call
+        start = perf_counter()
+        for batch in batches:
+            call(*batch)
+        return perf_counter() - start
+
+    def calibrate(self) -> None:
+        """Learn how long a call takes, from enough of them to last a millisecond; a very long one is known already."""
+        calls = 1
+        if self.seconds > VERY_LONG_SECONDS:
+            return
+        while (taken := self.run(calls)) < SAMPLE_SECONDS:
+            calls *= 2
+        self.seconds = taken / calls
+
+    def sample_warm(self) -> None:
+        """One sample of at least a millisecond."""
+        if self.seconds < LONG_SECONDS:
+            self.run(min(len(self.rotation), math.ceil(WARM_UP_SECONDS / self.seconds)))
+        calls = max(1, math.ceil(1.2 * SAMPLE_SECONDS / self.seconds))
+        self.samples.append(self.run(calls) / calls)
+
+    def sample_cold(self, flush: "Flush") -> None:
+        """One call after a flush."""
+        flush()
+        self.samples.append(self.run(1))
+
+    def is_due(self, rounds: int, budget: float) -> bool:
+        """Whether another sample is to be taken."""
+        if self.failure is not None:
+            return False
+        taken = len(self.samples)
+        return taken < FEWEST or (taken < rounds and self.spent * (taken + 1) / taken <= budget)
+
+
+class Flush:
+    """Writes a buffer of 4 times the last cache, so that nothing else is left in the caches."""
+
+    def __init__(self) -> None:
+        size = 4 * max(caches().values(), default=UNKNOWN_CACHE)
+        self.buffer = torch.zeros(size // 4, dtype=torch.int32)
+
+    def __call__(self) -> None:
+        self.buffer.add_(1)
+
+
+def rounds_of(subjects: list[Subject], *, cache: str, rounds: int, budget: float) -> Iterator[Subject]:
+    """Take the samples of all subjects, in turn and each round from another one on; yields after each sample.
+
+    Args:
+        subjects: their samples are forgotten first.
+        cache: `WARM` or `COLD`.
+        rounds: samples of each.
+        budget: seconds after which a subject leaves the rounds, not before it has `FEWEST` samples.
+    """
+    for subject in subjects:
+        subject.samples, subject.spent = [], 0.0
+    flush = Flush() if cache == COLD else None
+    for number in range(rounds):
+        shift = number % max(1, len(subjects))
+        for subject in subjects[shift:] + subjects[:shift]:
+            if not subject.is_due(rounds, budget):
+                continue
+            start = perf_counter()
+            try:
+                with no_garbage_collection():
+                    if flush is None:
+                        subject.sample_warm()
+                    else:
+                        subject.sample_cold(flush)
+            except Exception as error:  # the others go on
+                subject.failure = error
+            subject.spent += perf_counter() - start
+            yield subject
+
+
+def summary(samples: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return {"median_s": _rounded(median(samples)), "low_s": _rounded(low), "high_s": _rounded(high)}
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.4g}")
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Within it Python does not look for cycles, which would fall into some sample."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

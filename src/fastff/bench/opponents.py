@@ -1,0 +1,102 @@
+"""The same layers computed otherwise: PyTorch's own gathers, int8, `nn.Linear`, the reference backend.
+
+Each has an attribute `definition`, the layer whose output it must give.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastff.bench.candidate import UnavailableError
+from fastff.nn import FeedForward, FeedForwardLayer, UltraFFF
+from fastff.ops import activate, use_backend
+
+CHUNK = 2048  # tokens whose rows are gathered at a time
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class OnReference(nn.Module):
+    """A layer on the reference backend, whose operators are made of PyTorch's own."""
+
+    def __init__(self, layer: FeedForwardLayer) -> None:
+        super().__init__()
+        self.definition = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        with use_backend("reference"):
+            return self.definition(x)
+
+
+class GatherBmm(nn.Module):
+    """`UltraFFF` as one writes it in plain PyTorch: on each level gather every token's row, multiply, step."""
+
+    def __init__(self, layer: UltraFFF) -> None:
+        super().__init__()
+        self.definition = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self._chunk(part) for part in x.split(CHUNK)])
+
+    def _chunk(self, x_TI: Tensor) -> Tensor:
+        layer = self.definition
+        w_in, b_in, w_out = (p.flatten(0, 1) for p in (layer.w_in, layer.b_in, layer.w_out))
+        N = layer.w_in.shape[1]
+        y_TO = x_TI.new_zeros(len(x_TI), layer.out_features)
+        for tree in range(layer.trees):
+            node_T = torch.zeros(len(x_TI), dtype=torch.int64)
+            for _ in range(layer.depth + 1):
+                row_T = node_T + tree * N
+                z_T11 = torch.bmm(w_in[row_T].unsqueeze(1), x_TI.unsqueeze(2)) + b_in[row_T].view(-1, 1, 1)
+                hidden_T11 = activate(z_T11, layer.activation)
+                y_TO = y_TO + torch.bmm(hidden_T11, w_out[row_T].unsqueeze(1)).squeeze(1)
+                node_T = 2 * node_T + 1 + (z_T11.view(-1) >= 0).long()
+        return y_TO
+
+
+class LinearPair(nn.Module):
+    """A dense layer as two `nn.Linear`, whose second weight lies the other way round in memory."""
+
+    def __init__(self, layer: FeedForward) -> None:
+        super().__init__()
+        self.definition = layer
+        self.layers = _as_linear(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Int8(nn.Module):
+    """A dense layer in dynamic int8: weights int8, one scale a row; inputs quantised in each call."""
+
+    def __init__(self, layer: FeedForward) -> None:
+        super().__init__()
+        with warnings.catch_warnings():  # deprecated in favour of a package that has no kernels of its own for this
+            warnings.simplefilter("ignore")
+            self.layers = _quantised(_as_linear(layer))
+            with torch.no_grad():
+                layer.w1.copy_(self.layers[0].weight().dequantize())
+                layer.w2.copy_(self.layers[2].weight().dequantize().T)
+        self.definition = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def _as_linear(layer: FeedForward) -> Any:
+    """Two `nn.Linear` and the activation between them, of the same weights; the second is a copy."""
+    first = nn.Linear(layer.in_features, layer.width, device="meta")
+    second = nn.Linear(layer.width, layer.out_features, device="meta")
+    first.weight, first.bias = nn.Parameter(layer.w1.detach()), nn.Parameter(layer.b1.detach())
+    second.weight, second.bias = nn.Parameter(layer.w2.detach().T.contiguous()), nn.Parameter(layer.b2.detach())
+    return nn.Sequential(first, _ACTIVATIONS[layer.activation](), second)
+
+
+def _quantised(layers: nn.Module) -> Any:
+    try:
+        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+        return quantize_dynamic(layers, {nn.Linear: per_channel_dynamic_qconfig})
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise UnavailableError(f"this PyTorch has no dynamic int8: {next(iter(str(error).splitlines()), '')}") from None

@@ -1,0 +1,43 @@
+"""What one timed call does: a forward, a forward and backward, or a whole training step."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORWARD, BACKWARD, STEP = "forward", "forward + backward", "training step"
+
+Call = Callable[..., Any]
+
+
+def call_of(kind: str, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Call:
+    """The function that is timed: of a batch (x,) for `FORWARD`, else of (x, gradient of the output).
+
+    Gradients of the input and of all parameters are computed anew each time (`grad` is None before).
+    """
+    if kind == FORWARD:
+        return module
+    parameters = list(module.parameters())
+
+    def backward(x: Tensor, gradient: Tensor) -> None:
+        x.grad = None
+        for p in parameters:
+            p.grad = None
+        module(x).backward(gradient)
+
+    if kind == BACKWARD:
+        return backward
+    assert optimizer is not None
+
+    def step(x: Tensor, gradient: Tensor) -> None:
+        backward(x, gradient)
+        optimizer.step()
+
+    return step
+
+
+def mode_of(kind: str) -> AbstractContextManager[Any]:
+    """What calls are made under."""
+    return torch.inference_mode() if kind == FORWARD else nullcontext()

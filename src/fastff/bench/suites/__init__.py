@@ -1,0 +1,15 @@
+"""What is compared: each suite is a list of groups, whose candidates are measured side by side."""
+
+from fastff.bench.suites import blocks, inference, quick, step, training, width
+from fastff.bench.suites.suite import Suite
+
+SUITES: dict[str, Suite] = {
+    "quick": quick.SUITE,
+    "inference": inference.SUITE,
+    "training": training.SUITE,
+    "width": width.SUITE,
+    "blocks": blocks.SUITE,
+    "step": step.SUITE,
+}
+
+__all__ = ["SUITES", "Suite"]

@@ -1,0 +1,59 @@
+"""The rows of a suite as a table for the console."""
+
+from itertools import groupby
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fastff.bench.results import Results, Row
+from fastff.bench.suites import SUITES
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+def table(results: Results) -> Table:
+    """One line per row: median, half the interquartile range, and how often faster than the dense base."""
+    settings = results.settings
+    threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
+    title = f"{results.suite}: {SUITES[results.suite].title}, {settings.in_features} features in, "
+    found = Table(title=Text(f"{title}{settings.out_features} out, {threads}"), box=box.SIMPLE)
+    found.add_column("layer")
+    for column in ("neurons", "executed", "time", "spread", "times dense"):
+        found.add_column(column, justify="right")
+    for (kind, cache, tokens), rows in groupby(results.rows, lambda row: (row["pass"], row["cache"], row["tokens"])):
+        found.add_section()
+        found.add_row(Text(f"{kind}, {tokens} {'token' if tokens == 1 else 'tokens'}, {cache}", style="bold"))
+        seen: set[str] = set()
+        for row in rows:
+            if row["series"] in seen:  # the next width
+                found.add_section()
+                seen.clear()
+            seen.add(row["series"])
+            found.add_row(*_cells(row))
+    return found
+
+
+def left_out(results: Results) -> list[str]:
+    """A line for each candidate that was not measured."""
+    return [f"{row['candidate']}, {row['tokens']} tokens: {row['reason']}" for row in results.left_out]
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    factor, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
+    value = seconds / factor
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def _cells(row: Row) -> list[Text]:
+    spread = (row["high_s"] - row["low_s"]) / 2 / row["median_s"]
+    ratio = row["ratio_to_dense"]
+    return [
+        Text(f"  {row['candidate']}"),
+        Text(str(row["width"])),
+        Text(str(row["executed"])),
+        Text(duration(row["median_s"])),
+        Text(f"± {100 * spread:.0f} %"),
+        Text("–" if ratio is None else f"{ratio:.{0 if ratio >= 100 else 1 if ratio >= 10 else 2}f}"),
+    ]

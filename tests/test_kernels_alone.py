@@ -1,0 +1,44 @@
+"""The kernels against the formulas in double, without PyTorch: also for a processor that is only emulated here."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+X86 = {"baseline": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+pytestmark = pytest.mark.slow
+
+
+def run(compiler: str, name: str, flags: list[str], folder: Path, before: list[str]) -> str:
+    if shutil.which(compiler) is None or not all(shutil.which(tool) for tool in before):
+        pytest.skip(f"needs {' and '.join([compiler, *before])}")
+    program = folder / "check"
+    subprocess.run(
+        [compiler, "-std=c++20", "-O1", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w"]
+        + [*flags, f"-DFASTFF_ISA={name}", "-I", str(ROOT / "src/fastff/csrc/kernels")]
+        + [str(ROOT / "tests/csrc/check_kernels.cpp"), "-o", str(program)],
+        check=True,
+    )
+    done = subprocess.run([*before, str(program)], capture_output=True, text=True)
+    if done.returncode == -4:  # SIGILL
+        pytest.skip(f"this processor has no {name}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", X86)
+def test_on_this_processor_under_the_sanitizers(name, tmp_path):
+    machine = subprocess.run(["uname", "-m"], capture_output=True, text=True).stdout.strip()
+    if machine != "x86_64":
+        pytest.skip("another processor")
+    assert "0 failures" in run("g++", name, [*X86[name], *SANITIZE], tmp_path, [])
+
+
+def test_on_an_emulated_arm_processor(tmp_path):
+    assert "0 failures" in run("aarch64-linux-gnu-g++", "baseline", ["-static"], tmp_path, ["qemu-aarch64"])
