@@ -19,12 +19,9 @@ def run(compiler: str, name: str, flags: list[str], folder: Path, before: list[s
     if shutil.which(compiler) is None or not all(shutil.which(tool) for tool in before):
         pytest.skip(f"needs {' and '.join([compiler, *before])}")
     program = folder / "check"
-    subprocess.run(
-        [compiler, "-std=c++20", "-O1", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w"]
-        + [*flags, f"-DFASTFF_ISA={name}", "-I", str(ROOT / "src/fastff/csrc/kernels")]
-        + [str(ROOT / "tests/csrc/check_kernels.cpp"), "-o", str(program)],
-        check=True,
-    )
+    options = ["-std=c++20", "-O1", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w", *flags]
+    sources = ["-I", str(ROOT / "src/fastff/csrc/kernels"), str(ROOT / "tests/csrc/check_kernels.cpp")]
+    subprocess.run([compiler, *options, f"-DFASTFF_ISA={name}", *sources, "-o", str(program)], check=True)
     done = subprocess.run([*before, str(program)], capture_output=True, text=True)
     if done.returncode == -4:  # SIGILL
         pytest.skip(f"this processor has no {name}")

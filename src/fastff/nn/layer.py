@@ -99,7 +99,7 @@ class FeedForwardLayer(nn.Module, ABC):
         """
         autocasts = _autocasts(x)
         # `_parameters` is quicker than attributes, but lacks those that a parametrisation has replaced.
-        stored = self._parameters
+        stored: Any = self._parameters
         parameters = {name: stored[name] if name in stored else getattr(self, name) for name in self.parameter_names}
         self._check_input(x, next(iter(parameters.values())).dtype, autocasts)
         tokens = x if x.dim() == 2 else x.reshape(-1, self.in_features)
@@ -126,8 +126,8 @@ class FeedForwardLayer(nn.Module, ABC):
 
 def _autocasts(x: Tensor) -> bool:
     """Whether autocast is on for `x`; it leaves float64 alone, as everywhere in PyTorch."""
-    if not isinstance(x, Tensor) or x.dtype == torch.float64:
+    if not isinstance(x, Tensor):
         return False
-    device_type = x.device.type
-    available = torch.amp.is_autocast_available(device_type)  # not on the meta device
-    return available and torch.is_autocast_enabled(device_type)
+    device_type = "cpu" if x.is_cpu else x.device.type  # asking for the device is slow
+    available = device_type == "cpu" or torch.amp.is_autocast_available(device_type)  # not on the meta device
+    return available and torch.is_autocast_enabled(device_type) and x.dtype != torch.float64

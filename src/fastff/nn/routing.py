@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastff.ops import leaf_probabilities
 from fastff.ops.descend import global_rows
+from fastff.ops.leaf_probabilities import leaf_probabilities
 from fastff.ops.tree.reference import nodes_above
 
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-try:
-    from fastff import _C as extension  # registers the CPU kernels; torch, on whose libraries it rests, is imported
+missing = ""  # why the compiled kernels are
+try:  # registers the CPU kernels; torch, on whose libraries they rest, has been imported
+    import fastff._C as extension  # noqa: N811
 except ImportError as error:
-    extension, missing = None, str(error)
+    extension, missing = None, str(error)  # type: ignore[assignment]
 
 BACKENDS = ("reference", "cpu")
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -10,9 +10,7 @@ from fastff.ops.checks import check_devices
 from fastff.ops.indexed import reference
 
 _TENSORS = "Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? gate, Tensor? mask"
-torch.library.define(
-    "fastff::indexed", f"({_TENSORS}, int activation, bool keep_hidden) -> (Tensor y, Tensor hidden)"
-)
+torch.library.define("fastff::indexed", f"({_TENSORS}, int activation, bool keep_hidden) -> (Tensor y, Tensor hidden)")
 torch.library.define(
     "fastff::indexed_backward",
     f"(Tensor grad_y, {_TENSORS}, Tensor hidden, int activation, int needs) -> "

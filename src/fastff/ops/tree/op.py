@@ -138,7 +138,9 @@ def _differentiable(
 ) -> list[Tensor | None]:
     x, node_weight, node_bias, node_out, *blocks = tensors
     leaves, base = (None if t[0] is None else reference.Leaves(*t) for t in (blocks[:4], blocks[4:]))  # type: ignore[arg-type]
-    assert x is not None and node_weight is not None and node_bias is not None
+    assert x is not None
+    assert node_weight is not None
+    assert node_bias is not None
     y, path = reference.tree_feedforward(
         x,
         node_weight,
