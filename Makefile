@@ -17,7 +17,7 @@ environment = $(PYTHON) -m venv --clear $(1) && $(BIN)/python $(SITE) > "$$($(1)
 .PHONY: help setup demo test test-all sanitize wheel lint format clean
 
 help:
-	@echo "make demo      set up (about 3 minutes) and compare all layers on digits (about 4 minutes on 2 cores); DATA=... for other data"
+	@echo "make demo      set up (about 3 minutes) and compare all layers on digits, then their speed (about 5 minutes on 2 cores); DATA=... for other data"
 	@echo "make test      set up (about 3 minutes) and run the tests (about 2 minutes)"
 	@echo "make test-all  the slow tests and make sanitize too"
 	@echo "make sanitize  the tests of the operators under the address and undefined behaviour sanitizers (GCC)"
@@ -43,6 +43,8 @@ $(VENV)/.done: $(VENV)/.tools CMakeLists.txt $(shell find src/fastff/csrc -type 
 demo: setup
 	@echo "Comparing the layers on $(DATA): about 4 minutes on 2 cores with digits. Interrupted, it goes on where it stopped."
 	$(BIN)/fastff compare quick --data "$(DATA)" --out "$(OUT)" --jobs $(JOBS)
+	@echo "The speed of the layers on this machine, in less than a minute:"
+	$(BIN)/fastff bench quick --out "$(OUT)/speed"
 
 test: setup
 	@echo "Running the tests: about 2 minutes."

@@ -1,17 +1,20 @@
-"""Write the README's tables from the comparisons in results/*.json: `python results/tables.py`.
+"""Write the tables of the README and the docs from results/**/*.json: `python results/tables.py`.
 
-The README marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, NAME.json lying beside this file.
+A page marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, NAME.json lying beside this file: a
+comparison (accuracy) or the results of a benchmark (speed).
 """
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
 
+from fastff.bench.table import duration
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "cpu.md"]
 HEAD = (
     "| layer | neurons | executed | test accuracy % | published | effective leaves "
     "| dense of the same cost | multiply-adds, inference |"
@@ -45,19 +48,66 @@ def table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def speed_table(results: dict) -> str:
+    """A benchmark as a Markdown table: how many times faster than the dense layer, and the time, by tokens or width."""
+    rows, settings = results["rows"], results["settings"]
+    by_width = len({row["tokens"] for row in rows}) == 1
+    name, axis = ("series", "width") if by_width else ("candidate", "tokens")
+    lines = []
+    for kind, cache in dict.fromkeys((row["pass"], row["cache"]) for row in rows):
+        group = [row for row in rows if (row["pass"], row["cache"]) == (kind, cache)]
+        base = [row for row in group if row["kind"] == "dense"]
+        places = sorted({_place(row, axis) for row in (base or group)})
+        cells = {(row[name], _place(row, axis)): row for row in group}
+        heads = [f"2^{place}" if by_width else f"{place:,}".replace(",", " ") for place in places]
+        lines += [
+            f"| {kind}, {cache} caches, {axis}: | " + " | ".join(heads) + " |",
+            "|---" * (len(places) + 1) + "|",
+        ]
+        for label in dict.fromkeys(row[name] for row in group):
+            found = [_speed(cells.get((label, place))) for place in places]
+            lines.append(f"| {label} | " + " | ".join(found) + " |")
+        lines.append("")
+    threads = settings["threads"]
+    machine = results["machine"]
+    lines.append(
+        f"{settings['in_features']} features in and out"
+        + (f", {rows[0]['tokens']:,} tokens".replace(",", " ") if by_width else "")
+        + f"; {threads} thread{'s' * (threads > 1)}, {machine['cpu']}, {machine['instruction_set']}, torch "
+        + results["versions"]["torch"]
+        + "."
+    )
+    return "\n".join(lines)
+
+
+def _place(row: dict, axis: str) -> int:
+    return row["tokens"] if axis == "tokens" else round(math.log2(row["width"] + 1))
+
+
+def _speed(row: dict | None) -> str:
+    if row is None:
+        return ""
+    ratio = row["ratio_to_dense"]
+    shown = "" if ratio is None else f"{ratio:.0f}x, " if ratio >= 10 else f"{ratio:.1f}x, "
+    return shown + duration(row["median_s"])
+
+
 def main() -> int:
-    """Rewrite the README; with --check only tell whether it is up to date."""
-    text = README.read_text()
+    """Rewrite the pages; with --check only tell whether they are up to date."""
 
     def fill(match: re.Match[str]) -> str:
         summary = json.loads((HERE / f"{match[1]}.json").read_text())
-        return f"<!-- table: {match[1]} -->\n{table(summary)}\n<!-- end -->"
+        write = speed_table if "settings" in summary else table
+        return f"<!-- table: {match[1]} -->\n{write(summary)}\n<!-- end -->"
 
-    filled = re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
-    if "--check" in sys.argv:
-        return int(filled != text)
-    README.write_text(filled)
-    return 0
+    stale = False
+    for page in PAGES:
+        text = page.read_text()
+        filled = re.sub(r"<!-- table: ([\w/-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+        stale |= filled != text
+        if "--check" not in sys.argv:
+            page.write_text(filled)
+    return int(stale and "--check" in sys.argv)
 
 
 if __name__ == "__main__":
