@@ -55,7 +55,7 @@ test-all: setup sanitize
 	$(BIN)/python -m pytest -q
 
 # Python is not sanitised, so the sanitizer's library must be loaded first, and with it the C++ library, whose exceptions it
-# watches. What Python still holds when it ends is no leak.
+# watches. What Python still holds when it ends is no leak. (-s: pytest would keep the report of a process that is stopped.)
 sanitize: setup
 	@echo "Compiling and testing with the sanitizers: about 3 minutes."
 	$(call environment,build/sanitize/env)
@@ -64,7 +64,7 @@ sanitize: setup
 		build/sanitize/env/bin/python $(INSTALL) .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		build/sanitize/env/bin/python -m pytest -q -m "not slow" tests/ops
+		build/sanitize/env/bin/python -m pytest -q -s -m "not slow" tests/ops
 
 # auditwheel gives the wheel the tag of the oldest systems that it runs on; PyTorch's libraries stay outside it.
 wheel: setup

@@ -46,7 +46,7 @@ void indexed_forward(const IndexedForward& a, Y* y, const Pool& pool) {
       row_dots(b, w1, hidden);
       if (a.hidden)
         for (int i = 0; i < b.n; i++)
-          memcpy(a.hidden + (token[i] * a.S + choice) * W, hidden + i * W, W * sizeof(float));
+          copy(a.hidden + (token[i] * a.S + choice) * W, hidden + i * W, W);
       activate(a.activation, hidden, b.n * W, hidden, nullptr);
       for (int i = 0; i < b.n; i++) {
         int64_t entry = token[i] * a.S + choice;
@@ -87,7 +87,7 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
     for_expert_blocks(a, choice, (const T*)a.grad_y, a.O, pool, [&](const Block<T>& b, const int32_t* token) {
       Scratch<float> hidden(b.n * W), value(b.n * W), slope(b.n * W), grad_active(b.n * W), out(b.n);
       for (int i = 0; i < b.n; i++)
-        memcpy(hidden + i * W, a.hidden + (token[i] * a.S + choice) * W, W * sizeof(float));
+        copy(hidden + i * W, a.hidden + (token[i] * a.S + choice) * W, W);
       activate(a.activation, hidden, b.n * W, value, slope);
       row_dots(b, w2, grad_active);
       row_dots(b, b2, out);

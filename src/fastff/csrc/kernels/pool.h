@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdlib.h>
+#include <string.h>
 
 #include <new>
 
@@ -56,6 +57,11 @@ class Scratch {
 inline void prefetch_row(const void* row, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)row + i, 0, 2);
   asm volatile("");
+}
+
+// n values; memory for none may be null.
+inline void copy(float* to, const float* from, int64_t n) {
+  if (n) memcpy(to, from, n * sizeof(float));
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -90,8 +90,8 @@ class TreeBackwardPass {
     Scratch<float> logits(n * D), slope(n * D), grad_out(n * D), below(n);
     Scratch<float> hidden(n * W), hidden_slope(n * W), grad_active(n * W);
     for (int i = 0; i < n; i++) {
-      if (D) memcpy(logits + i * D, logits_of(token[i]), D * sizeof(float));
-      if (W) memcpy(hidden + i * W, a_.hidden + (token[i] * a_.K + tree_) * W, W * sizeof(float));
+      copy(logits + i * D, logits_of(token[i]), D);
+      copy(hidden + i * W, a_.hidden + (token[i] * a_.K + tree_) * W, W);
       below[i] = 0.0f;
     }
     bool decides = a_.gradient != Gradient::none;

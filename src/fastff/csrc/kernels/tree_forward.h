@@ -96,14 +96,14 @@ class TreeForwardPass {
       int64_t t = token(b, i);
       row[i] = t - first;
       a_.leaf[t * a_.K + tree_] = b.key[i];
-      if (a_.S) memcpy(factor + i * D, b.logits[i], D * sizeof(float));
+      if (a_.S) copy(factor + i * D, b.logits[i], D);
     }
     if (a_.S) amplitudes(a_, factor, b.n * D, factor, nullptr);
     if (W) {
       row_dots(b, weights_.w1, hidden);
       if (a_.hidden)
         for (int i = 0; i < b.n; i++)
-          memcpy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W * sizeof(float));
+          copy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W);
       activate(a_.activation, hidden, b.n * W, hidden, nullptr);
       if (a_.mask)
         for (int i = 0; i < b.n; i++)
