@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "indexed.h"
+#include "rows.h"
 #include "tree_backward.h"
 #include "tree_forward.h"
 
@@ -164,10 +165,43 @@ static void check_all(double tolerance) {
   check_tree<T>(5, 0, 3, 1, 0, 1, tolerance);
 }
 
+// AdamW with gradients in few rows, then in some and zeros for the others, against a step of every row every time.
+static void check_rows(int64_t R, int64_t E, int steps) {
+  double lr = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-3, decay = 0.1;
+  Doubles p = normal(R * E, 1), m(R * E), v(R * E), pending(9 * R);
+  Stored<float> sp(p);
+  std::vector<float> sm(R * E), sv(R * E);
+  std::vector<char> behind(R);
+  for (int64_t r = 0; r < R; r++) pending[r] = 1;
+  for (int t = 1; t <= steps; t++) {
+    std::vector<int64_t> rows;
+    for (int64_t r = 0; r < R; r++)
+      if (generator() % 8 == 0) rows.push_back(r);
+    int64_t U = rows.size();
+    Doubles g = normal(U * E, 1), dense(R * E);
+    Stored<float> sg(g);
+    for (int64_t i = 0; i < U * E; i++) dense[rows[i / E] * E + i % E] = g[i];
+    for (int64_t i = 0; i < R * E; i++) {
+      m[i] += (dense[i] - m[i]) * (1 - beta1);
+      v[i] += (dense[i] * dense[i] - v[i]) * (1 - beta2);
+      p[i] -= lr * (decay * p[i] + m[i] / (1 - pow(beta1, t)) / (sqrt(v[i] / (1 - pow(beta2, t))) + eps));
+    }
+    AdamWRows a{R, E, U, sp.typed.data(), sm.data(), sv.data(), pending.data(), (bool*)behind.data(), rows.data(), eps,
+                0, nullptr, false, lr, beta1, beta2, decay};
+    if (t % 2) adamw_rows(a, Pool{1, nullptr});
+    a.step = t, a.grad = sg.typed.data(), a.all = t == steps;
+    adamw_rows(a, Pool{1, nullptr});
+  }
+  compare("weight", sp.typed, p, 2e-6);
+  compare("mean", sm, m, 2e-6);
+  compare("square", sv, v, 2e-6);
+}
+
 int main() {
   check_all<float>(2e-6);
   check_all<BFloat16>(2e-2);
   check_all<Float16>(2e-3);
+  check_rows(40, 37, 60);
   printf("%d failures\n", failures);
   return failures;
 }

@@ -32,6 +32,15 @@ MAKE = {
 compiled = pytest.mark.skipif(extension is None, reason="only the compiled kernels make sparse gradients")
 
 
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def path(request, monkeypatch) -> None:
+    """All holds of the C++ and of the definition."""
+    if request.param == "torch":
+        monkeypatch.setattr(module._Rows, "_compiled", lambda rows: None)
+    elif extension is None:
+        pytest.skip("this installation lacks the compiled kernels")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Rows of 32 elements are quicker without others to wait for."""

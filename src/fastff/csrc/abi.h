@@ -85,6 +85,20 @@ struct IndexedBackward : Indexed {
   void *grad_x, *grad_w1, *grad_b1, *grad_w2, *grad_b2, *grad_gate;  // null where none is asked for
 };
 
+// Rows (R, E) of a parameter under AdamW; some are stepped, or brought up to date; see fastff/optim/rowwise.py.
+struct AdamWRows {
+  int64_t R, E, U;
+  float *weight, *mean, *square;  // (R, E), the latter AdamW's moments
+  double* pending;                // (9, R), what each row missed
+  bool* behind;                   // (R,), whether its weights missed anything
+  const int64_t* rows;            // (U,), ascending, each once
+  double eps;
+  double step;                    // its number, from 1; 0 if there is none, and what follows is not there
+  const float* grad;              // (U, E)
+  bool all;                       // whether the other rows step too, with a gradient of zeros, or miss it
+  double lr, beta1, beta2, weight_decay;
+};
+
 // One table for each instruction set; entries by DType.
 struct Kernels {
   const char* name;
@@ -92,6 +106,7 @@ struct Kernels {
   void (*tree_backward[kDTypes])(const TreeBackward&, const Pool&);
   void (*indexed_forward[kDTypes])(const IndexedForward&, const Pool&);
   void (*indexed_backward[kDTypes])(const IndexedBackward&, const Pool&);
+  void (*adamw_rows)(const AdamWRows&, const Pool&);  // float32
 };
 
 }  // namespace fastff

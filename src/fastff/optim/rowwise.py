@@ -32,17 +32,24 @@ from torch.optim.adamw import adamw
 
 from fastff.nn.layer import _autocasts
 from fastff.nn.routed import TreeLayer
-from fastff.ops import cmm_in, tree_feedforward
+from fastff.ops import backend_of, cmm_in, tree_feedforward
 from fastff.ops.descend import global_rows
 from fastff.optim.blockwise import _REQUIREMENTS
 
 NARROW = 32  # elements: of shorter rows all are stepped, which is quicker than to keep account of them
-SPARSE = 1 / 4  # if more of a parameter's rows have a gradient, all are stepped: in order they are quicker
+SPARSE = 1 / 4  # if more of a parameter's rows have a gradient, all are stepped: what waits costs the next forward
 CHUNK = 2**18  # elements dealt with at once
 NARROW_VARIANCE = 3e-4  # up to which two nodes of quadrature suffice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _BETAS = ("two numbers in [0, 1), the second above 0", lambda v: _REQUIREMENTS["betas"][1](v) and v[1] > 0)
+
+# `_Rows._bring` and `_Rows._step` in C++: one pass over the rows, in place. `all`: rows without gradient step too, as
+# if it were zero, instead of missing the step.
+_ROWS = "Tensor(a!) weight, Tensor(b!) mean, Tensor(c!) square, Tensor(d!) pending, Tensor(e!) behind, Tensor rows"
+_STEP = "Tensor grad, bool all, float lr, float beta1, float beta2, float weight_decay, float step"
+torch.library.define("fastff::bring_rows", f"({_ROWS}, float eps) -> ()")
+torch.library.define("fastff::step_rows", f"({_ROWS}, float eps, {_STEP}) -> ()")
 
 
 class RowwiseAdamW(torch.optim.Optimizer):
@@ -161,12 +168,12 @@ class RowwiseAdamW(torch.optim.Optimizer):
                 if not self.state[p]:
                     self.state[p] |= {"step": torch.tensor(0.0)}
                     self.state[p] |= {key: torch.zeros_like(p) for key in _MOMENTS}
-                if p not in self._trees or not p.grad.is_sparse or not _pays(p.grad):
-                    dense[p] = p.grad.to_dense() if p.grad.is_sparse else p.grad
-                    continue
-                if p not in self._rows:
-                    self._rows[p] = _Rows(p, self.state[p], self._space(p))
-                self._rows[p].step(p.grad, group)
+                if p in self._trees and p.grad.is_sparse and p.shape[2:].numel() >= NARROW:
+                    if p not in self._rows:
+                        self._rows[p] = _Rows(p, self.state[p], self._space(p))
+                    if self._rows[p].step(p.grad, group):
+                        continue
+                dense[p] = p.grad.to_dense() if p.grad.is_sparse else p.grad
             self._settle(dense)
             _adamw(list(dense), list(dense.values()), [self.state[p] for p in dense], group)
         return loss
@@ -247,22 +254,40 @@ class _Rows:
         self.pending = torch.zeros(9, self.shape[0], dtype=torch.float64, device=p.device)
         self.pending[0] = 1
 
-    def step(self, grad: Tensor, group: dict[str, Any]) -> None:
-        """The step of AdamW with a sparse gradient (K, M, ...): of its rows now, of the others later."""
+    def step(self, grad: Tensor, group: dict[str, Any]) -> bool:
+        """The step of AdamW with a sparse gradient (K, M, ...); False, and nothing done, if a dense one is quicker.
+
+        Rows with a gradient step now, the others later, or now if so many have one that keeping account does not pay.
+        """
+        compiled, few = self._compiled(), grad._nnz() <= self.shape[0] * SPARSE
+        if compiled is None and not few:
+            return False
         rows, values = _rows_of(grad)
-        self._bring(rows[self.behind[rows]])
         if self.eps != group["eps"]:
             self.settle()
             self.eps = group["eps"]
+        step = self.state["step"].item() + 1
+        if compiled is not None:
+            numbers = *group["betas"], group["weight_decay"], step
+            torch.ops.fastff.step_rows(*compiled, rows, self.eps, values, not few, group["lr"], *numbers)
+        else:
+            self._step(rows, values, step, group)
+        self.state["step"] += 1
+        self.current = not few
+        return True
+
+    def _step(self, rows: Tensor, values: Tensor, step: float, group: dict[str, Any]) -> None:
+        """Step number `step`, with the gradient `values` (U, E) of the rows."""
+        self._bring(rows[self.behind[rows]])
         fades = self._fading(rows)
         for part in self._parts(rows):
             weights, mean, square, *_ = self._take(rows[part])
             moments = {key: t.mul_(fade[part]) for key, t, fade in zip(_MOMENTS, (mean, square), fades, strict=True)}
-            _adamw([weights], [values[part].to(weights.dtype)], [moments | {"step": self.state["step"].clone()}], group)
+            before = torch.tensor(step - 1.0)
+            _adamw([weights], [values[part].to(weights.dtype)], [moments | {"step": before}], group)
             for target, new in zip(self._tensors(), (weights, mean, square), strict=True):
                 _put(target, rows[part], new)
-        self.state["step"] += 1
-        self._miss(self.state["step"].item(), group)
+        self._miss(step, group)
         self.pending.index_fill_(1, rows, 0)[0].index_fill_(0, rows, 1)
         self.behind.index_fill_(0, rows, False)
 
@@ -289,6 +314,12 @@ class _Rows:
         The weights by `data`, which hides from autograd that they change: those that a graph has read do not.
         """
         return [t.view(self.shape) for t in (self.p.data, *(self.state[key] for key in _MOMENTS))]
+
+    def _compiled(self) -> list[Tensor] | None:
+        """What the C++ works on; None where PyTorch's operators do the work."""
+        tensors = self._tensors()
+        fit = all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors) and backend_of(self.p) == "cpu"
+        return [*tensors, self.pending, self.behind] if fit else None
 
     def _parts(self, rows: Tensor) -> list[slice]:
         size = self.space.shape[1]
@@ -323,11 +354,13 @@ class _Rows:
             moment.add_(power)
             power.mul_(y)
         self.behind.fill_(True)
-        self.current = False
 
     def _bring(self, rows: Tensor) -> None:
         """Bring the weights of rows (U,) up to date."""
         if rows.numel() == 0:
+            return
+        if (compiled := self._compiled()) is not None:
+            torch.ops.fastff.bring_rows(*compiled, rows, self.eps)
             return
         pending = self.pending[2:].index_select(1, rows)
         amounts, y = _gauss(pending[1:])
@@ -399,11 +432,6 @@ def _adamw(params: list[Tensor], grads: list[Tensor], states: list[dict[str, Ten
         eps=group["eps"],
         maximize=False,
     )
-
-
-def _pays(grad: Tensor) -> bool:
-    """Whether a step of some rows is cheaper than one of all, given a sparse gradient (K, M, ...)."""
-    return grad.shape[2:].numel() >= NARROW and grad._nnz() <= grad.shape[:2].numel() * SPARSE
 
 
 def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
