@@ -1,7 +1,7 @@
 """Write the tables of the README and the docs from results/**/*.json: `python results/tables.py`.
 
 A page marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, NAME.json lying beside this file: a
-comparison (accuracy) or the results of a benchmark (speed).
+comparison (accuracy) or the results of a benchmark (speed), of which a second word picks warm or cold caches.
 """
 
 import json
@@ -48,20 +48,20 @@ def table(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def speed_table(results: dict) -> str:
+def speed_table(results: dict, cache: str | None) -> str:
     """A benchmark as a Markdown table: how many times faster than the dense layer, and the time, by tokens or width."""
-    rows, settings = results["rows"], results["settings"]
+    rows, settings = [row for row in results["rows"] if cache in (None, row["cache"])], results["settings"]
     by_width = len({row["tokens"] for row in rows}) == 1
     name, axis = ("series", "width") if by_width else ("candidate", "tokens")
     lines = []
-    for kind, cache in dict.fromkeys((row["pass"], row["cache"]) for row in rows):
-        group = [row for row in rows if (row["pass"], row["cache"]) == (kind, cache)]
+    for kind, state in dict.fromkeys((row["pass"], row["cache"]) for row in rows):
+        group = [row for row in rows if (row["pass"], row["cache"]) == (kind, state)]
         base = [row for row in group if row["kind"] == "dense"]
         places = sorted({_place(row, axis) for row in (base or group)})
         cells = {(row[name], _place(row, axis)): row for row in group}
         heads = [f"2^{place}" if by_width else f"{place:,}".replace(",", " ") for place in places]
         lines += [
-            f"| {kind}, {cache} caches, {axis}: | " + " | ".join(heads) + " |",
+            f"| {kind}, {state} caches, {axis}: | " + " | ".join(heads) + " |",
             "|---" * (len(places) + 1) + "|",
         ]
         for label in dict.fromkeys(row[name] for row in group):
@@ -96,14 +96,15 @@ def main() -> int:
     """Rewrite the pages; with --check only tell whether they are up to date."""
 
     def fill(match: re.Match[str]) -> str:
-        summary = json.loads((HERE / f"{match[1]}.json").read_text())
-        write = speed_table if "settings" in summary else table
-        return f"<!-- table: {match[1]} -->\n{write(summary)}\n<!-- end -->"
+        name, _, cache = match[1].partition(" ")
+        summary = json.loads((HERE / f"{name}.json").read_text())
+        written = speed_table(summary, cache or None) if "settings" in summary else table(summary)
+        return f"<!-- table: {match[1]} -->\n{written}\n<!-- end -->"
 
     stale = False
     for page in PAGES:
         text = page.read_text()
-        filled = re.sub(r"<!-- table: ([\w/-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+        filled = re.sub(r"<!-- table: ([\w/-]+(?: \w+)?) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
         stale |= filled != text
         if "--check" not in sys.argv:
             page.write_text(filled)

@@ -8,6 +8,17 @@ namespace FASTFF_ISA {
 
 // Levels that a block goes down before the tokens are sorted: their nodes' rows fit the L2 cache together.
 constexpr int kLevelsAtOnce = 6;
+constexpr int64_t kCache = 7 << 17;  // bytes, most of an L2 cache of 1 MB
+
+// Levels above the end that a block may go down at once: their nodes and leaves are to fit the cache, so that sorted
+// tokens read a leaf, which may be wide, about once.
+template <class T>
+inline int last_levels(const Tree& a) {
+  int64_t bytes = (1 + a.W) * (a.I + a.O) * int64_t(sizeof(T));
+  int levels = 1;
+  while (levels < a.D && bytes << (levels + 1) <= kCache) levels++;
+  return levels;
+}
 constexpr int64_t kSortFrom = 4 * kBlock;  // fewer tokens share too few rows to be worth sorting
 
 // Beside the descent of a block of many: what it and the next block will need, and the output rows of nodes passed.
@@ -36,7 +47,8 @@ class TreeForwardPass {
   template <class Y>
   void run(int64_t first, int64_t n, Y* y, bool accumulate, const Pool& pool) {
     int64_t block = most(1, least(kBlock, divide_up(n, pool.threads)));
-    if (n < kSortFrom || a_.D <= kLevelsAtOnce) {
+    int last = last_levels<T>(a_);
+    if (n < kSortFrom || a_.D <= last) {
       for_each(pool, divide_up(n, block), [&](int64_t i) {
         int64_t begin = i * block;
         Block<T> b;
@@ -53,7 +65,7 @@ class TreeForwardPass {
       key[i] = 0;
     }
     for (int level = 0; level < a_.D;) {
-      int end = int(a_.D) - level <= kLevelsAtOnce + 1 ? int(a_.D) : level + kLevelsAtOnce;
+      int end = int(a_.D - level <= last ? a_.D : least(level + kLevelsAtOnce, a_.D - 1));
       int64_t tasks = 0;  // runs of at most a block, of tokens in one node
       for (int64_t i = 0; i < n; i++)
         if (i == 0 || key[order[i]] != key[order[i - 1]] || i - start[tasks - 1] == block) start[tasks++] = i;
