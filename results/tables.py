@@ -51,15 +51,14 @@ def table(summary: dict) -> str:
 def speed_table(results: dict, cache: str | None) -> str:
     """A benchmark as a Markdown table: how many times faster than the dense layer, and the time, by tokens or width."""
     rows, settings = [row for row in results["rows"] if cache in (None, row["cache"])], results["settings"]
-    by_width = len({row["tokens"] for row in rows}) == 1
+    by_width = len({row["width"] for row in rows if row["series"] == "dense"}) > 1
     name, axis = ("series", "width") if by_width else ("candidate", "tokens")
     lines = []
     for kind, state in dict.fromkeys((row["pass"], row["cache"]) for row in rows):
         group = [row for row in rows if (row["pass"], row["cache"]) == (kind, state)]
-        base = [row for row in group if row["kind"] == "dense"]
-        places = sorted({_place(row, axis) for row in (base or group)})
+        places = sorted({_place(row, axis) for row in group})
         cells = {(row[name], _place(row, axis)): row for row in group}
-        heads = [f"2^{place}" if by_width else f"{place:,}".replace(",", " ") for place in places]
+        heads = [f"2^{place}" if by_width else count(place) for place in places]
         lines += [
             f"| {kind}, {state} caches, {axis}: | " + " | ".join(heads) + " |",
             "|---" * (len(places) + 1) + "|",
@@ -72,7 +71,7 @@ def speed_table(results: dict, cache: str | None) -> str:
     machine = results["machine"]
     lines.append(
         f"{settings['in_features']} features in and out"
-        + (f", {rows[0]['tokens']:,} tokens".replace(",", " ") if by_width else "")
+        + (f", {count(rows[0]['tokens'])} tokens" if by_width else "")
         + f"; {threads} thread{'s' * (threads > 1)}, {machine['cpu']}, {machine['instruction_set']}, torch "
         + results["versions"]["torch"]
         + "."
