@@ -17,8 +17,8 @@ environment = $(PYTHON) -m venv --clear $(1) && $(BIN)/python $(SITE) > "$$($(1)
 .PHONY: help setup demo test test-all sanitize wheel lint format clean
 
 help:
-	@echo "make demo      set up (about 3 minutes) and compare all layers on digits, then their speed (about 5 minutes on 2 cores); DATA=... for other data"
-	@echo "make test      set up (about 3 minutes) and run the tests (about 2 minutes)"
+	@echo "make demo      set up (about 3 minutes) and compare all layers on digits, then their speed (about 2 minutes on 2 cores); DATA=... for other data"
+	@echo "make test      set up (about 3 minutes) and run the tests (about 3 minutes)"
 	@echo "make test-all  the slow tests and make sanitize too"
 	@echo "make sanitize  the tests of the operators under the address and undefined behaviour sanitizers (GCC)"
 	@echo "make wheel     wheel and source distribution in dist/, each installed and tried in an environment of its own"
@@ -41,17 +41,17 @@ $(VENV)/.done: $(VENV)/.tools CMakeLists.txt $(shell find src/fastff/csrc -type 
 	@touch $@
 
 demo: setup
-	@echo "Comparing the layers on $(DATA): about 4 minutes on 2 cores with digits. Interrupted, it goes on where it stopped."
+	@echo "Comparing the layers on $(DATA): about 2 minutes on 2 cores with digits. Interrupted, it goes on where it stopped."
 	$(BIN)/fastff compare quick --data "$(DATA)" --out "$(OUT)" --jobs $(JOBS)
 	@echo "The speed of the layers on this machine, in less than a minute:"
 	$(BIN)/fastff bench quick --out "$(OUT)/speed"
 
 test: setup
-	@echo "Running the tests: about 2 minutes."
+	@echo "Running the tests: about 3 minutes."
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-all: setup sanitize
-	@echo "Running all tests: about 6 minutes."
+	@echo "Running all tests: about 10 minutes."
 	$(BIN)/python -m pytest -q
 
 # Python is not sanitised, so the sanitizer's library must be loaded first, and with it the C++ library, whose exceptions it
