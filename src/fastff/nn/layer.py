@@ -97,7 +97,7 @@ class FeedForwardLayer(nn.Module, ABC):
             TypeError: `x` is not a floating-point tensor, or has another dtype than the parameters.
             ValueError: the last dimension is not in_features.
         """
-        autocasts = _autocasts(x)
+        autocasts = autocasts_input(x)
         # `_parameters` is quicker than attributes, but lacks those that a parametrisation has replaced.
         stored: Any = self._parameters
         parameters = {name: stored[name] if name in stored else getattr(self, name) for name in self.parameter_names}
@@ -124,7 +124,7 @@ class FeedForwardLayer(nn.Module, ABC):
             raise TypeError(f"x must have the dtype of the parameters, {dtype}, or autocast be on; got {x.dtype}")
 
 
-def _autocasts(x: Tensor) -> bool:
+def autocasts_input(x: Tensor) -> bool:
     """Whether autocast is on for `x`; it leaves float64 alone, as everywhere in PyTorch."""
     if not isinstance(x, Tensor):
         return False

@@ -13,10 +13,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "identity": lambda z: z,
 }
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # order of the kernels' enumeration
+
+
+def activation_code(activation: str) -> int:
+    """The place of the activation called `activation` among `ACTIVATIONS`, by which the kernels know it.
+
+    Raises:
+        ValueError: no such activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    return _CODES[activation]
+
+
+def activation_name(code: int) -> str:
+    """The name of the activation whose code it is."""
+    return list(ACTIVATIONS)[code]
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
     """Apply the activation called `activation` (a key of `ACTIVATIONS`) to `z`, elementwise, any shape."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    activation_code(activation)  # raises if there is none
     return ACTIVATIONS[activation](z)

@@ -26,7 +26,7 @@ from torch.nn import Module
 from fastff.nn import RoutedLayer
 
 _SIZE = ("a finite number of at least 0", lambda v: isinstance(v, int | float) and 0 <= v < math.inf)
-_REQUIREMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+REQUIREMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("lr", "momentum", "eps", "weight_decay"), _SIZE),
     "betas": ("two numbers in [0, 1)", lambda v: isinstance(v, tuple | list) and [0 <= b < 1 for b in v] == [1, 1]),
     "block_batch": ("an int of at least 1", lambda v: type(v) is int and v >= 1),
@@ -97,8 +97,8 @@ class _Blockwise(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, which may set any of the constructor's numbers; ValueError if one is out of range."""
         for name, value in (self.defaults | param_group).items():
-            if name in _REQUIREMENTS and not _REQUIREMENTS[name][1](value):
-                raise ValueError(f"{name} must be {_REQUIREMENTS[name][0]}, got {value!r}")
+            if name in REQUIREMENTS and not REQUIREMENTS[name][1](value):
+                raise ValueError(f"{name} must be {REQUIREMENTS[name][0]}, got {value!r}")
         super().add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim.adamw import adamw
 
-from fastff.nn.layer import _autocasts
+from fastff.nn.layer import autocasts_input
 from fastff.nn.routed import TreeLayer
 from fastff.ops import backend_of, cmm_in, tree_feedforward
 from fastff.ops.descend import global_rows
-from fastff.optim.blockwise import _REQUIREMENTS
+from fastff.optim.blockwise import REQUIREMENTS
 
 NARROW = 32  # elements: of shorter rows all are stepped, which is quicker than to keep account of them
 SPARSE = 1 / 4  # if more of a parameter's rows have a gradient, all are stepped: what waits costs the next forward
@@ -42,7 +42,7 @@ CHUNK = 2**18  # elements dealt with at once
 NARROW_VARIANCE = 3e-4  # up to which two nodes of quadrature suffice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_BETAS = ("two numbers in [0, 1), the second above 0", lambda v: _REQUIREMENTS["betas"][1](v) and v[1] > 0)
+_BETAS = ("two numbers in [0, 1), the second above 0", lambda v: REQUIREMENTS["betas"][1](v) and v[1] > 0)
 
 # `_Rows._bring` and `_Rows._step` in C++: one pass over the rows, in place. `all`: rows without gradient step too, as
 # if it were zero, instead of missing the step.
@@ -119,7 +119,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, which may set any of the constructor's numbers; ValueError if one is out of range."""
-        requirements = _REQUIREMENTS | {"betas": _BETAS}
+        requirements = REQUIREMENTS | {"betas": _BETAS}
         for name, value in (self.defaults | param_group).items():
             if name in requirements and not requirements[name][1](value):
                 raise ValueError(f"{name} must be {requirements[name][0]}, got {value!r}")
@@ -189,9 +189,9 @@ class RowwiseAdamW(torch.optim.Optimizer):
         weight, bias = (getattr(layer, name) for name in layer.parameter_names[:2])  # these decide
         if all(r.current for r in rows) or not isinstance(x, Tensor) or x.shape[-1:] != weight.shape[-1:]:
             return  # nothing to do, or an error, which is the forward's to raise
-        if not _autocasts(x) and x.dtype != weight.dtype:
+        if not autocasts_input(x) and x.dtype != weight.dtype:
             return  # likewise
-        dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+        dtype = torch.get_autocast_dtype(x.device.type) if autocasts_input(x) else x.dtype
         x_TI = x.reshape(-1, x.shape[-1]).to(dtype)
         sides = layer.training and torch.is_grad_enabled() and getattr(layer, "gradient", "") in ("exact", "sampled")
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

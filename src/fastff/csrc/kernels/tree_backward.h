@@ -157,12 +157,7 @@ class TreeBackwardPass {
 
   const float* logits_of(int64_t token) const { return a_.logits + (token * a_.K + tree_) * a_.D; }
 
-  static float probability(float z) {
-    float p;
-    Vec e = exponential(broadcast(-z));
-    p = (1.0f / (1.0f + e))[0];
-    return p;
-  }
+  static float probability(float z) { return (1.0f / (1.0f + exponential(broadcast(-z))))[0]; }
 
   // other[i * D + level] = grad_y . what the tree would have put out below `level` had it taken the other side there
   // and followed the decisions from then on. If sampled, of the level drawn alone.
@@ -259,30 +254,32 @@ class TreeBackwardPass {
     outer(e, sums, 2, pool);
     for_each(pool, biases, [&](int64_t i) { outer_bias<T>(e, bias[i]); });
 
+    if (!e.n) {
+      zero_rows<T>(base_w1, 0, 1, W * a_.I);
+      zero_rows<T>(base_b1, 0, 1, W);
+      zero_rows<T>(base_w2, 0, 1, W * a_.O);
+      zero_rows<T>(base_b2, 0, 1, a_.O);
+    }
+    if (leaf_map) return;  // the gradients hold rows with tokens alone
     Scratch<bool> touched(nodes_ + leaves_);  // numbered breadth first
     memset(touched, 0, nodes_ + leaves_);
     for (int level = 0; level <= D; level++)
       for (int64_t place = 0; place < e.n; place++)
         touched[(int64_t(1) << level) - 1 + (e.code[place] >> (D - level))] = true;
-    if (!node_map)
-      for_untouched(touched, nodes_, pool, [&](int64_t first, int64_t rows) {
-        zero_rows<T>(node_weight, first, rows, a_.I);
-        zero_rows<T>(node_bias, first, rows, 1);
-      });
-    if (!node_map && S)  // the row of a side is that of a child
-      for_untouched(touched + (S - 1), S * nodes_, pool, [&](int64_t first, int64_t rows) { zero_rows<T>(node_out, first, rows, a_.O); });
-    if (!leaf_map && W)
+    for_untouched(touched, nodes_, pool, [&](int64_t first, int64_t rows) {
+      zero_rows<T>(node_weight, first, rows, a_.I);
+      zero_rows<T>(node_bias, first, rows, 1);
+    });
+    if (S)  // the row of a side is that of a child
+      for_untouched(touched + (S - 1), S * nodes_, pool,
+                    [&](int64_t first, int64_t rows) { zero_rows<T>(node_out, first, rows, a_.O); });
+    if (W)
       for_untouched(touched + nodes_, leaves_, pool, [&](int64_t first, int64_t rows) {
         zero_rows<T>(w1, first, rows, W * a_.I);
         zero_rows<T>(b1, first, rows, W);
         zero_rows<T>(w2, first, rows, W * a_.O);
         zero_rows<T>(b2, first, rows, a_.O);
       });
-    if (e.n) return;
-    zero_rows<T>(base_w1, 0, 1, W * a_.I);
-    zero_rows<T>(base_b1, 0, 1, W);
-    zero_rows<T>(base_w2, 0, 1, W * a_.O);
-    zero_rows<T>(base_b2, 0, 1, a_.O);
   }
 
   const TreeBackward& a_;

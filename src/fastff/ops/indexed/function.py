@@ -4,11 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.activation import activation_code
 from fastff.ops.backend import backend_of
 from fastff.ops.indexed import op, reference  # noqa: F401  (op registers the operator)
-
-_ACTIVATION = {name: i for i, name in enumerate(ACTIVATIONS)}
 
 
 def indexed_feedforward(
@@ -42,12 +40,11 @@ def indexed_feedforward(
         ValueError, TypeError, IndexError: unknown activation, shapes or dtypes that do not fit together, an index out
             of range (RuntimeError from the compiled kernels).
     """
-    if activation not in _ACTIVATION:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    code = activation_code(activation)
     mask = F.dropout(x.new_ones(*index.shape, b1.shape[1]), dropout) if dropout else None
     if backend_of(x) == "reference":
         return reference.indexed_feedforward(x, index, w1, b1, w2, b2, activation=activation, gate=gate, mask=mask)
     arguments = (x, index, w1, b1, w2, b2, gate, mask)
     keep_hidden = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    y, _ = torch.ops.fastff.indexed.default(*arguments, _ACTIVATION[activation], keep_hidden)
+    y, _ = torch.ops.fastff.indexed.default(*arguments, code, keep_hidden)
     return y

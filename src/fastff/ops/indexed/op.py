@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.activation import activation_name
 from fastff.ops.checks import check_devices
 from fastff.ops.indexed import reference
 
@@ -46,7 +46,7 @@ def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None
     learning = {0: x, 2: w1, 3: b1, 4: w2, 5: b2, 6: gate}  # by place among the inputs
     wanted = {i: t for i, t in learning.items() if t is not None and ctx.needs_input_grad[i]}
     if torch.is_grad_enabled():  # the gradient of the gradient goes through the definition
-        name = list(ACTIVATIONS)[activation]
+        name = activation_name(activation)
         y = reference.indexed_feedforward(x, index, w1, b1, w2, b2, activation=name, gate=gate, mask=mask)
         found = torch.autograd.grad(y, list(wanted.values()), grad_y, create_graph=True, allow_unused=True)
         grads: dict[int, Tensor | None] = dict(zip(wanted, found, strict=True))

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.activation import activation_code
 from fastff.ops.backend import backend_of
 from fastff.ops.checks import tree_depth
 from fastff.ops.tree import reference
 from fastff.ops.tree.op import GRADIENTS
 from fastff.ops.tree.reference import Leaves, Path
 
-_ACTIVATION = {name: i for i, name in enumerate(ACTIVATIONS)}
 _NOTHING = (None,) * 4
 _GRADIENT = {name: i for i, name in enumerate(GRADIENTS)}
 
@@ -61,8 +60,7 @@ def tree_feedforward(
     """
     if gradient not in _GRADIENT:
         raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
-    if activation not in _ACTIVATION:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    code = activation_code(activation)
     if node_out is None and leaves is None:
         raise ValueError("node_out or leaves must be given: a tree without both has no output")
     inputs = (x, node_weight, node_bias, node_out, *(leaves or _NOTHING), *(base or _NOTHING))
@@ -93,9 +91,7 @@ def tree_feedforward(
         )
     if not learns and mask is None:
         weights = [t for t in inputs[1:] if t is not None]
-        y, logits, leaf = torch.ops.fastff.tree_infer.default(x, weights, _ACTIVATION[activation])
+        y, logits, leaf = torch.ops.fastff.tree_infer.default(x, weights, code)
         return y, Path(logits, leaf)
-    y, logits, leaf, _ = torch.ops.fastff.tree.default(
-        *inputs, mask, levels, _ACTIVATION[activation], _GRADIENT[gradient], sparse
-    )
+    y, logits, leaf, _ = torch.ops.fastff.tree.default(*inputs, mask, levels, code, _GRADIENT[gradient], sparse)
     return y, Path(logits, leaf)

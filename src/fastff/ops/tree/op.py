@@ -1,6 +1,5 @@
 """The tree family as one PyTorch operator with a hand-written backward: schema, fake, autograd; the kernels are in
-`csrc/`. Shapes as in `function.py`; node_out may be
-(K, N, O), one row a node.
+`csrc/`. Shapes as in `function.py`; node_out may be (K, N, O), one row a node.
 """
 
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastff.ops.activation import ACTIVATIONS
+from fastff.ops.activation import activation_name
 from fastff.ops.checks import check_devices, tree_depth
 from fastff.ops.tree import reference
 
@@ -148,7 +147,7 @@ def _differentiable(
         node_out,
         leaves,
         base,
-        activation=list(ACTIVATIONS)[options[0]],
+        activation=activation_name(options[0]),
         gradient=GRADIENTS[options[1]],
         levels=levels,
         mask=mask,
