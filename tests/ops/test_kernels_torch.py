@@ -211,3 +211,17 @@ def test_second_gradients_of_indexed_equal_the_reference(indexed_arguments, acti
         expected = second_gradients(run, inputs)
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_sparse_gradients_are_dense_where_the_layer_is_compiled():
+    layer = TreeFeedForward(6, depth=3, leaf_width=2, sparse=True)
+    x = torch.randn(9, 6)
+    layer(x).square().sum().backward()
+    expected = {name: p.grad.to_dense() for name, p in layer.named_parameters()}
+    assert any(p.grad.is_sparse for p in layer.parameters())
+    layer.zero_grad()
+    torch.compile(layer, fullgraph=True)(x).square().sum().backward()
+    for name, p in layer.named_parameters():
+        assert not p.grad.is_sparse
+        torch.testing.assert_close(p.grad, expected[name])

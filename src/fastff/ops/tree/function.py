@@ -49,7 +49,8 @@ def tree_feedforward(
             contributes: 1 leaf.
         dropout: probability with which a leaf's hidden neuron is left out.
         sparse: whether gradients of weights are sparse tensors that hold the nodes and leaves on paths alone, as those
-            of `nn.Embedding(sparse=True)`; only the compiled kernels make them.
+            of `nn.Embedding(sparse=True)`; only the compiled kernels make them, and not under `torch.compile`, whose
+            graphs hold no sparse tensor.
 
     Returns:
         y (T, O) and the path.
@@ -93,5 +94,6 @@ def tree_feedforward(
         weights = [t for t in inputs[1:] if t is not None]
         y, logits, leaf = torch.ops.fastff.tree_infer.default(x, weights, code)
         return y, Path(logits, leaf)
+    sparse = sparse and not torch.compiler.is_compiling()
     y, logits, leaf, _ = torch.ops.fastff.tree.default(*inputs, mask, levels, code, _GRADIENT[gradient], sparse)
     return y, Path(logits, leaf)

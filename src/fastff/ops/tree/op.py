@@ -77,7 +77,7 @@ def _(grad_y: Tensor, grad_logits: Tensor | None, *inputs: Any) -> tuple[Tensor,
     tensors, needs, rows = inputs[:LEARNING], inputs[-2], inputs[-1]
     check_devices(grad_y, grad_logits, *(t for t in inputs if isinstance(t, Tensor)))
     if rows:
-        raise NotImplementedError("sparse gradients have as many rows as tokens pass: they cannot be compiled")
+        raise ValueError("rows must be false where a graph is made: how many rows tokens pass is known in a run alone")
     grads = [
         torch.empty_like(t, memory_format=torch.contiguous_format)
         if t is not None and needs >> i & 1
