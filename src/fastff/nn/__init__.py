@@ -1,6 +1,7 @@
 """The layers: modules that own parameters and call `fastff.ops`."""
 
 from fastff.nn.auxiliary import auxiliary_loss
+from fastff.nn.by_name import build_layer, parse_layer
 from fastff.nn.feedforward import FeedForward
 from fastff.nn.fff import FFF
 from fastff.nn.initialise import initialise_from_data
@@ -23,7 +24,9 @@ __all__ = [
     "TreeRouting",
     "UltraFFF",
     "auxiliary_loss",
+    "build_layer",
     "initialise_from_data",
     "load_fastfeedforward",
     "merge_base",
+    "parse_layer",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from fastff.train.layers import parse_layer
+from fastff.nn import parse_layer
 from fastff.train.models import MODELS
 
 OPTIMIZERS = ("adamw", "sgd", "blockwise-adam", "blockwise-sgd")

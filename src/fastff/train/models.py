@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastff.train.layers import build_layer
+from fastff.nn import build_layer
 
 MODELS = ("mlp", "vit")
 
@@ -15,7 +15,7 @@ class MLP(nn.Module):
     Args:
         shape: of one sample.
         classes: outputs.
-        layer: see `fastff.train.layers.parse_layer`.
+        layer: see `fastff.nn.parse_layer`.
         input_dropout: probability with which an input value is left out in training.
     """
 
@@ -37,7 +37,7 @@ class VisionTransformer(nn.Module):
     Args:
         shape: (C, H, W) of an image, H and W multiples of `patch`.
         classes: outputs.
-        layer: see `fastff.train.layers.parse_layer`.
+        layer: see `fastff.nn.parse_layer`.
         input_dropout: probability with which an embedded value is left out in training.
         layers, hidden, heads, patch: of the transformer; heads is not stated in P1.
     """

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastff.nn import build_layer, parse_layer
 from fastff.train.config import TrainConfig
-from fastff.train.layers import build_layer, parse_layer
 
 
 @dataclass(frozen=True)

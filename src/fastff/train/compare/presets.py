@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from fastff.nn import build_layer
 from fastff.train.compare.comparison import Candidate, Comparison, with_dense_baselines
-from fastff.train.layers import build_layer
 
 # P1's training (facts: SGD 0.2, batch 256, hardening weight 3 in its explorative and comparison experiments).
 AS_IT_IS = {"balance": 0.0, "initialise": False}  # no help for the routing

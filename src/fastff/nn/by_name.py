@@ -3,7 +3,12 @@
 import inspect
 from typing import Any
 
-from fastff.nn import FFF, FeedForward, FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
+from fastff.nn.feedforward import FeedForward
+from fastff.nn.fff import FFF
+from fastff.nn.layer import FeedForwardLayer
+from fastff.nn.moe import MoE
+from fastff.nn.tree_feedforward import TreeFeedForward
+from fastff.nn.ultra_fff import UltraFFF
 
 LAYERS: dict[str, type[FeedForwardLayer]] = {
     "dense": FeedForward,
