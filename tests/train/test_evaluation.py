@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from fastff.nn import FFF
+from fastff.nn.usage import LayerUse
 from fastff.train import build_model, evaluate, load_data
 from fastff.train import evaluation as module
-from fastff.train.evaluation import LayerUse, can_soften, mean_inputs, routing_soft
+from fastff.train.evaluation import can_soften, mean_inputs, routing_soft
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from fastff.files import lock_folder
+from fastff.nn.usage import collapse_warning
 from fastff.train import Interrupted, TrainConfig, load_data, train
 from fastff.train import loop as loop_module
-from fastff.train.log import collapse_warning
 
 SMALL = {"limit": 300, "validation": 60, "epochs": 3, "batch_size": 32}
 

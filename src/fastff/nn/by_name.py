@@ -41,26 +41,27 @@ def parse_layer(text: str) -> tuple[type[FeedForwardLayer], dict[str, Any]]:
         key, equals, value = item.partition("=")
         if not equals or key not in known:
             raise ValueError(f"layer {name!r} takes {', '.join(known)}; got {item!r} in {text!r}")
-        options[key] = _value(value)
+        options[key] = parse_value(value)
     return layer, options
 
 
-def build_layer(text: str, in_features: int, out_features: int | None = None) -> FeedForwardLayer:
-    """Build the layer that `text` names (see `parse_layer`).
+def build_layer(text: str, in_features: int, out_features: int | None = None, **defaults: Any) -> FeedForwardLayer:
+    """Build the layer that `text` names (see `parse_layer`); `defaults` are options that `text` may override.
 
     Raises:
         ValueError, TypeError: `text` is no layer, or an option is missing, of the wrong type or out of range.
     """
     layer, options = parse_layer(text)
     try:
-        return layer(in_features, out_features, **options)
+        return layer(in_features, out_features, **(defaults | options))
     except TypeError as error:
         if "missing" in str(error):
             raise ValueError(f"layer {text!r}: {str(error).partition('() ')[2]}") from None
         raise
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """An int, float, true or false, or else the word itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for number in (int, float):

@@ -42,6 +42,7 @@ class FFF(TreeLayer):
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
+    zero_parameters = ("master_gate",)
     node_weight: nn.Parameter
     node_bias: nn.Parameter
 
@@ -93,7 +94,7 @@ class FFF(TreeLayer):
         fans["master_b2"] = self.master_width
         with torch.no_grad():
             for name, p in self.named_parameters():
-                if name == "master_gate":
+                if name in self.zero_parameters:
                     p.zero_()
                 else:
                     uniform_(p, fans.get(name, self.in_features))

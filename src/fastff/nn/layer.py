@@ -36,6 +36,11 @@ def one_of(name: str, value: Any, choices: Any) -> Any:
     return value
 
 
+def is_bias(name: str) -> bool:
+    """Whether the parameter of a layer that is called `name` is a bias: b1, leaf_b2, b_in, node_bias and the like."""
+    return name.rpartition("_")[2] in ("b1", "b2", "bias") or name == "b_in"
+
+
 def uniform_(parameter: Tensor, fan: int) -> None:
     """Fill with uniform(+-1/sqrt(fan)), the initialisation of both papers."""
     bound = 1 / math.sqrt(max(1, fan))
@@ -50,6 +55,7 @@ class FeedForwardLayer(nn.Module, ABC):
     """
 
     forward_tokens: Callable[..., Tensor]
+    zero_parameters: tuple[str, ...] = ()  # those that every initialisation leaves at 0
     parameter_names: tuple[str, ...]  # attributes rather than `_parameters`: parametrisations replace those
 
     def __init__(self, in_features: int, out_features: int | None, activation: str) -> None:

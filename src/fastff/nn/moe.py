@@ -35,6 +35,7 @@ class MoE(RoutedLayer):
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
+    zero_parameters = ("gate_weight", "noise_weight")
     gate_weight: nn.Parameter
     noise_weight: nn.Parameter
     expert_w1: nn.Parameter
@@ -75,9 +76,8 @@ class MoE(RoutedLayer):
 
     def reset_parameters(self) -> None:
         """Initialise anew."""
-        with torch.no_grad():
-            self.gate_weight.zero_()
-            self.noise_weight.zero_()
+        for name in self.zero_parameters:
+            nn.init.zeros_(getattr(self, name))
         for p, fan in (
             (self.expert_w1, self.in_features),
             (self.expert_b1, self.in_features),

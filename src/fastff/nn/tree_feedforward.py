@@ -93,11 +93,15 @@ class TreeFeedForward(TreeLayer):
             shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS}
         self._register(shapes, device, dtype)
 
+    @property
+    def zero_parameters(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(LEAF_PARAMETERS) if self.shared_base else ()  # offsets from the base
+
     def reset_parameters(self) -> None:
         """Initialise anew."""
         with torch.no_grad():
             for name, p in self.named_parameters():
-                if self.shared_base and name in LEAF_PARAMETERS:
+                if name in self.zero_parameters:
                     p.zero_()
                 else:
                     uniform_(p, self.inference_width if name.endswith(("out", "w2", "b2")) else self.in_features)

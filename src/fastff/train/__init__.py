@@ -1,10 +1,10 @@
 """Training, comparison and reports: everything of `fastff train` and `fastff compare`, from Python."""
 
+from fastff.interrupts import Interrupted
 from fastff.nn import build_layer, parse_layer
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data, DataError, Split, load_data
 from fastff.train.evaluation import Evaluation, evaluate
-from fastff.train.interrupts import Interrupted
 from fastff.train.loop import train
 from fastff.train.models import MLP, VisionTransformer, build_model
 

@@ -1,8 +1,6 @@
 """The commands `fastff train`, `compare`, `report` and `evaluate`."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fastff.options import with_settings
 from fastff.train.compare import PRESETS, preset, runs_of
 from fastff.train.compare import compare as run_comparison
 from fastff.train.config import TrainConfig
@@ -23,19 +22,7 @@ if not console.is_terminal:
     console.width = 110  # a log has no edge that a table must fit
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` an option for every field of `TrainConfig`, in place of its `**settings`."""
-    parameters = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for field in dataclasses.fields(TrainConfig):
-        option = Annotated[field.type, typer.Option(help=field.metadata["help"])]  # type: ignore[name-defined]
-        parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=option)
-        )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return command
-
-
-@_with_settings
+@with_settings(TrainConfig)
 def train_command(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),

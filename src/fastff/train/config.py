@@ -1,12 +1,9 @@
 """The settings of a training run: everything that its result depends on."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
 from fastff.nn import parse_layer
+from fastff.options import Settings, setting
 from fastff.train.models import MODELS
 
 OPTIMIZERS = ("adamw", "sgd", "blockwise-adam", "blockwise-sgd")
@@ -15,53 +12,44 @@ HARDENING_SCHEDULES = ("constant", "warmup", "anneal")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
-def _setting(default: Any, meaning: str) -> Any:
-    """A field of `TrainConfig` with its meaning, which the command line shows too."""
-    return dataclasses.field(default=default, metadata={"help": meaning})
-
-
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Settings of `fastff.train.train`; each field's meaning stands beside it."""
 
-    data: str = _setting("digits", "'digits' (built in), a hub id, or a local folder, parquet, CSV or JSON file.")
-    input_column: str | None = _setting(None, "Column of the images or vectors; found by name if not given.")
-    label_column: str | None = _setting(None, "Column of the classes; found by name if not given.")
-    validation: int | None = _setting(None, "Samples taken off the end of the training data; by default 10 %, <= 5000.")
-    limit: int | None = _setting(None, "Training samples at most, the first that come.")
-    layer: str = _setting("tree:depth=4,leaf_width=8", "NAME:OPTION=VALUE,...; names: dense, moe, fff, ultra, tree.")
-    model: str = _setting("mlp", "'mlp': the layer alone on flattened input; 'vit': P1's vision transformer.")
-    epochs: int = _setting(20, "Epochs at most.")
-    batch_size: int = _setting(128, "Samples a step, over all processes.")
-    accumulation: int = _setting(1, "Parts that a step's samples are taken in, one after the other.")
-    optimizer: str = _setting("adamw", "adamw, sgd, blockwise-adam or blockwise-sgd (for shrinking batches).")
-    lr: float = _setting(2e-3, "Learning rate.")
-    weight_decay: float = _setting(0.1, "Weight decay.")
-    momentum: float = _setting(0.0, "Momentum of SGD.")
-    block_batch: int = _setting(32, "Blockwise: samples that a node, leaf or expert must see before it steps.")
-    schedule: str = _setting("cosine", "Of the learning rate: cosine (to 0), plateau (halved), constant.")
-    plateau_epochs: int = _setting(10, "Plateau: epochs without a better validation accuracy before halving.")
-    warmup: float = _setting(0.02, "Share of all steps in which the learning rate rises (cosine and constant).")
-    clip: float | None = _setting(None, "Largest gradient norm.")
-    hardening: float = _setting(0.0, "Weight of the hardening loss, the mean entropy of the decisions.")
-    hardening_schedule: str = _setting("constant", "constant, warmup (from 0 up) or anneal (down to 0).")
-    balance: float = _setting(0.1, "Weight of the balance loss of trees.")
-    importance: float = _setting(0.0, "Weight of the importance loss of an MoE.")
-    load: float = _setting(0.0, "Weight of the load loss of an MoE.")
-    initialise: bool = _setting(True, "Set the tree decisions from the training data first.")
-    input_dropout: float = _setting(0.0, "Probability with which an input value is left out in training.")
-    augment: bool = _setting(False, "Random flips, and crops after padding by 4 (images).")
-    patience: int | None = _setting(None, "Epochs without a better validation accuracy after which training ends.")
-    precision: str = _setting("no", "Mixed precision: no, bf16 or fp16.")
-    seed: int = _setting(0, "Of initialisation, order and noise.")
+    data: str = setting("digits", "'digits' (built in), a hub id, or a local folder, parquet, CSV or JSON file.")
+    input_column: str | None = setting(None, "Column of the images or vectors; found by name if not given.")
+    label_column: str | None = setting(None, "Column of the classes; found by name if not given.")
+    validation: int | None = setting(None, "Samples taken off the end of the training data; by default 10 %, <= 5000.")
+    limit: int | None = setting(None, "Training samples at most, the first that come.")
+    layer: str = setting("tree:depth=4,leaf_width=8", "NAME:OPTION=VALUE,...; names: dense, moe, fff, ultra, tree.")
+    model: str = setting("mlp", "'mlp': the layer alone on flattened input; 'vit': P1's vision transformer.")
+    epochs: int = setting(20, "Epochs at most.")
+    batch_size: int = setting(128, "Samples a step, over all processes.")
+    accumulation: int = setting(1, "Parts that a step's samples are taken in, one after the other.")
+    optimizer: str = setting("adamw", "adamw, sgd, blockwise-adam or blockwise-sgd (for shrinking batches).")
+    lr: float = setting(2e-3, "Learning rate.")
+    weight_decay: float = setting(0.1, "Weight decay.")
+    momentum: float = setting(0.0, "Momentum of SGD.")
+    block_batch: int = setting(32, "Blockwise: samples that a node, leaf or expert must see before it steps.")
+    schedule: str = setting("cosine", "Of the learning rate: cosine (to 0), plateau (halved), constant.")
+    plateau_epochs: int = setting(10, "Plateau: epochs without a better validation accuracy before halving.")
+    warmup: float = setting(0.02, "Share of all steps in which the learning rate rises (cosine and constant).")
+    clip: float | None = setting(None, "Largest gradient norm.")
+    hardening: float = setting(0.0, "Weight of the hardening loss, the mean entropy of the decisions.")
+    hardening_schedule: str = setting("constant", "constant, warmup (from 0 up) or anneal (down to 0).")
+    balance: float = setting(0.1, "Weight of the balance loss of trees.")
+    importance: float = setting(0.0, "Weight of the importance loss of an MoE.")
+    load: float = setting(0.0, "Weight of the load loss of an MoE.")
+    initialise: bool = setting(True, "Set the tree decisions from the training data first.")
+    input_dropout: float = setting(0.0, "Probability with which an input value is left out in training.")
+    augment: bool = setting(False, "Random flips, and crops after padding by 4 (images).")
+    patience: int | None = setting(None, "Epochs without a better validation accuracy after which training ends.")
+    precision: str = setting("no", "Mixed precision: no, bf16 or fp16.")
+    seed: int = setting(0, "Of initialisation, order and noise.")
 
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError that names the setting and its value."""
-        for name, hint in get_type_hints(TrainConfig).items():
-            kinds = get_args(hint) or (hint,)
-            value = getattr(self, name)
-            if not (type(value) in kinds or (type(value) is int and float in kinds)):
-                raise TypeError(f"{name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+        super().__post_init__()
         parse_layer(self.layer)
         for name, choices in (
             ("model", MODELS),
@@ -86,19 +74,3 @@ class TrainConfig:
             raise ValueError(f"clip must be above 0, got {self.clip}")
         if self.accumulation > self.batch_size:
             raise ValueError(f"accumulation must be at most batch_size = {self.batch_size}, got {self.accumulation}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def read(cls, path: Path) -> "TrainConfig":
-        """Read the JSON file at `path`, which must hold every setting; ValueError if it is missing or damaged."""
-        try:
-            values = json.loads(path.read_text())
-            names = {field.name for field in dataclasses.fields(cls)}
-            if not isinstance(values, dict) or values.keys() != names:
-                differ = sorted(values.keys() ^ names) if isinstance(values, dict) else type(values).__name__
-                raise ValueError(f"unknown or missing {differ}")
-            return cls(**values)
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as training settings: {error}") from None

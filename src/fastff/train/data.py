@@ -16,18 +16,14 @@ import torch
 from torch import Tensor
 
 from fastff.files import write_atomically
+from fastff.open_data import DataError, open_data
 
 _SPLITS = ("train", "validation", "test")
-_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 _INPUT_NAMES = ("image", "img", "pixel_values", "features", "x")
 _LABEL_NAMES = ("label", "labels", "target", "y", "fine_label")
 _MOST_CLASSES = 2**20  # an integer column that goes further holds identifiers or measurements
 _CACHE_ABOVE = 5_000  # samples; fewer images decode in about the time it takes to read a cache file
 _CACHE_FORMAT = 1
-
-
-class DataError(ValueError):
-    """The data cannot be used; the message says what is wrong and where."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +171,7 @@ def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
 
 def _load(name: str, input_column: str | None, label_column: str | None) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits that the data has, decoded and checked, and the class names."""
-    found, place = _open(name)
+    found, place = open_data(name)
     tables = {split: found[split] for split in _SPLITS if split in found}
     if "train" not in tables:
         raise DataError(f"data {name!r}: no training split; its splits are {', '.join(found)}")
@@ -207,28 +203,6 @@ def _load(name: str, input_column: str | None, label_column: str | None) -> tupl
     if path is not None:
         _to_cache(path, splits, class_names)
     return splits, class_names
-
-
-def _open(name: str) -> tuple[dict[str, Any], str]:
-    """The splits of a file, folder or hub id as datasets, and where they are from."""
-    import datasets
-
-    path = Path(name).expanduser()
-    looks_local = name.startswith((".", "/", "~")) or path.suffix in _BUILDERS or name.count("/") > 1
-    if not name.strip() or (looks_local and not path.exists()):
-        raise DataError(f"data {name!r}: no such file or folder")
-    if path.is_file() and path.suffix not in _BUILDERS:
-        raise DataError(f"data {name!r}: a file that ends in {path.suffix!r}; expected one of {', '.join(_BUILDERS)}")
-    place = str(path.resolve()) if path.exists() else name
-    datasets.disable_progress_bars()
-    try:
-        if path.is_file():
-            return datasets.load_dataset(_BUILDERS[path.suffix], data_files=place), place
-        return datasets.load_dataset(place), place
-    except Exception as error:  # whatever datasets, a parser or the network raises, the name is what the user can mend
-        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        raise DataError(f"data {name!r}: cannot be loaded as a local path or a hub id: {reason}") from error
 
 
 def _is_image(feature: Any) -> bool:

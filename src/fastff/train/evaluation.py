@@ -10,61 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastff.nn import FFF, RoutedLayer, TreeRouting
+from fastff.nn import FFF, RoutedLayer
+from fastff.nn.usage import LayerUse, add_use
 from fastff.train.data import Data, Split
 
 BATCH = 2048
-COLLAPSED_BELOW = 0.25  # effective leaves as a share of all leaves: with fewer, a layer's routing has collapsed
-
-
-@dataclass
-class LayerUse:
-    """How one layer routed a split: how often each leaf was reached, and each node's mean entropy (nats).
-
-    Attributes:
-        leaf_counts: (K, L) int64. For an MoE K = 1 and leaves are experts.
-        node_counts: (K, N) int64.
-        node_entropy_sum: (K, N) float64.
-    """
-
-    leaf_counts: Tensor
-    node_counts: Tensor
-    node_entropy_sum: Tensor
-
-    @property
-    def leaf_usage(self) -> Tensor:
-        return self.leaf_counts / self.leaf_counts.sum(-1, keepdim=True).clamp_min(1)
-
-    @property
-    def effective_leaves(self) -> float:
-        """Exp of the entropy of the usage, mean over trees."""
-        return torch.special.entr(self.leaf_usage).sum(-1).exp().mean().item()
-
-    @property
-    def used_leaves(self) -> float:
-        """Share of leaves that get more than 0.2 % of the samples (a quarter of an equal share, if that is less)."""
-        return (self.leaf_usage > min(0.002, 0.25 / self.leaf_counts.shape[1])).float().mean().item()
-
-    @property
-    def node_entropy(self) -> Tensor:
-        """(K, N): mean entropy of each node's decisions, NaN where it made none."""
-        return self.node_entropy_sum / self.node_counts
-
-    @property
-    def mean_entropy(self) -> float:
-        return (self.node_entropy_sum.sum() / self.node_counts.sum().clamp_min(1)).item()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON (NaN as None)."""
-        entropy = [[None if v != v else round(v, 5) for v in tree] for tree in self.node_entropy.tolist()]
-        return {
-            "leaves": self.leaf_counts.shape[1],
-            "effective_leaves": self.effective_leaves,
-            "used_leaves": self.used_leaves,
-            "mean_entropy": self.mean_entropy,
-            "leaf_counts": self.leaf_counts.tolist(),
-            "node_entropy": entropy,
-        }
 
 
 @dataclass
@@ -125,34 +75,14 @@ def evaluate(model: nn.Module, data: Data, split: Split, *, soft: bool = False, 
             correct = (logits.argmax(-1) == labels).sum().item()  # waits for the device, so the time is all of it
             seconds = time.perf_counter() - began
             totals += torch.tensor([correct, F.cross_entropy(logits, labels, reduction="sum").item(), seconds]).double()
-            _add_use(model, layers)
+            add_use(model, layers)
     model.train(training)
     if processes > 1:
         totals = accelerator.reduce(totals.to(device), "sum").cpu()
         for use in layers.values():
-            for name in ("leaf_counts", "node_counts", "node_entropy_sum"):
-                setattr(use, name, accelerator.reduce(getattr(use, name).to(device), "sum").cpu())
+            use.map(lambda counts: accelerator.reduce(counts.to(device), "sum").cpu())
     correct, loss, seconds = totals.tolist()
     return Evaluation(100 * correct / len(split), loss / len(split), seconds, layers)
-
-
-def _add_use(model: nn.Module, layers: dict[str, LayerUse]) -> None:
-    for name, module in model.named_modules():
-        if not isinstance(module, RoutedLayer):
-            continue
-        routing = module.routing
-        leaves = routing.leaf_counts.cpu()
-        if isinstance(routing, TreeRouting):
-            nodes = routing.node_counts.cpu()
-            entropy = torch.nan_to_num(routing.node_entropy.cpu().double()) * nodes
-        else:
-            nodes, entropy = leaves.new_zeros(1, 0), torch.zeros(1, 0, dtype=torch.float64)
-        if name in layers:
-            layers[name].leaf_counts += leaves
-            layers[name].node_counts += nodes
-            layers[name].node_entropy_sum += entropy
-        else:
-            layers[name] = LayerUse(leaves, nodes, entropy)
 
 
 def mean_inputs(model: nn.Module, layer: RoutedLayer, data: Data, split: Split) -> Tensor:

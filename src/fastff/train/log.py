@@ -9,26 +9,8 @@ from rich.live import Live
 from rich.table import Table
 
 from fastff.files import write_atomically
-from fastff.train.evaluation import COLLAPSED_BELOW
 
 _COLUMNS = ("epoch", "loss", "train %", "validation %", "soft %", "entropy", "leaves used", "s/epoch")
-
-
-def collapse_warning(layers: dict[str, dict[str, Any]]) -> str | None:
-    """What to tell the user if a layer's routing has collapsed onto few leaves; None if none has.
-
-    Args:
-        layers: per layer name, `LayerUse.to_dict()`.
-    """
-    for name, use in layers.items():
-        leaves, effective = use["leaves"], use["effective_leaves"]
-        if leaves >= 4 and effective < COLLAPSED_BELOW * leaves:
-            return (
-                f"layer {name!r} has collapsed: as good as {effective:.1f} of its {leaves} leaves are used, the rest "
-                "learns nothing. Add a balance loss (balance=0.1; an MoE: importance and load), set the decisions from "
-                "the data first (initialise), lower the hardening weight, or use the layer 'tree'."
-            )
-    return None
 
 
 class RunLog:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 import fastff
 from fastff.files import lock_folder, write_atomically, write_json
+from fastff.interrupts import Interrupted, interrupts
+from fastff.nn.usage import collapse_warning
 from fastff.train.augment import augment
 from fastff.train.checkpoint import load_checkpoint, save_checkpoint
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data, load_data
 from fastff.train.evaluation import can_soften, evaluate, mean_inputs
-from fastff.train.interrupts import Interrupted, interrupts
-from fastff.train.log import RunLog, collapse_warning
+from fastff.train.log import RunLog
 from fastff.train.models import build_model
 from fastff.train.optimization import make_optimizer, make_schedule
 from fastff.train.saved import load_weights, save_model
@@ -118,11 +119,7 @@ def _finished(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any]
         return None
     if not resume:
         raise ValueError(f"folder {str(folder)!r} already holds a run: resume it, or name another folder")
-    before = TrainConfig.read(path)
-    changed = [k for k, v in config.to_dict().items() if getattr(before, k) != v]
-    if changed:
-        was = ", ".join(f"{k}={getattr(before, k)!r} (now {getattr(config, k)!r})" for k in changed)
-        raise ValueError(f"folder {str(folder)!r} holds a run with other settings: {was}")
+    config.check_same(folder)
     return load_result(folder) if (folder / "result.json").exists() else None
 
 

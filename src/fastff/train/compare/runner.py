@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from fastff.files import write_json
+from fastff.interrupts import Interrupted
 from fastff.train.compare.comparison import Comparison, Run, runs_of
 from fastff.train.compare.summary import summarise
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data
-from fastff.train.interrupts import Interrupted
 from fastff.train.loop import load_config_data, load_result, train
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastff.train.evaluation import COLLAPSED_BELOW
+from fastff.nn.usage import COLLAPSED_BELOW
 
 Row = dict[str, Any]
 Summary = dict[str, Any]
