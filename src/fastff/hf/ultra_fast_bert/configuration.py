@@ -1,0 +1,92 @@
+"""The shape of an UltraFastBERT, and the translation of the authors' config.json into it."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from fastff.hf.check_layer import check_layer
+from fastff.hf.ultra_fast_bert.crammed import MODEL_TYPE as CRAMMED
+from fastff.hf.ultra_fast_bert.crammed import translate_config
+from fastff.ops import ACTIVATIONS
+
+
+@strict
+class UltraFastBertConfig(PreTrainedConfig):
+    """Crammed BERT (Geiping & Goldstein 2022) with the feedforward layer of your choice; by default UltraFastBERT-1x11.
+
+    Args:
+        feedforward: the layer by name, see `fastff.nn.parse_layer`: "ultra:depth=11,trees=1" (UltraFastBERT 1x11),
+            "tree:depth=4,leaf_width=8", "dense:width=3072" (crammed BERT), "moe:...", "fff:..."; None leaves the
+            feedforward layers out.
+        hidden_act: activation of `feedforward` where that names none, a key of `fastff.ops.ACTIVATIONS`.
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads, pad_token_id: as of any BERT.
+        initializer_range: standard deviation of the initial weights.
+        max_position_embeddings: longest sequence. Positions are sinusoids without parameters, so it can be set anew.
+        layer_norm_eps: of all norms.
+        hidden_dropout_prob, attention_probs_dropout_prob: in training; the paper pretrains with 0, fine-tunes with 0.1.
+        sparse_prediction: given labels, the masked language model computes the logits of the labelled positions alone,
+            (labelled, vocab_size), as the paper does; False: of all positions.
+        classifier_pooling: what a sequence classifier looks at, the first token or the mean of the real ones.
+        classifier_hidden_size: width of its hidden layer.
+        classifier_dropout: of all classifiers.
+
+    Raises:
+        ValueError: a value out of range or unknown (huggingface_hub's StrictDataclassError: of another type).
+    """
+
+    model_type = "ultrafastbert"
+
+    vocab_size: int = 32768
+    hidden_size: int = 768
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 12
+    feedforward: str | None = "ultra:depth=11"
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 128
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    sparse_prediction: bool = True
+    classifier_pooling: Literal["first", "mean"] = "first"
+    classifier_hidden_size: int = 1024
+    classifier_dropout: float | int = 0.1
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < (0 if name == "num_hidden_layers" else 1):
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            heads = self.num_attention_heads
+            raise ValueError(f"hidden_size must be a multiple of num_attention_heads, {heads}, got {self.hidden_size}")
+        if self.hidden_size % 2:
+            raise ValueError(f"hidden_size must be even, for sines and cosines, got {self.hidden_size}")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+        if self.feedforward is not None:
+            check_layer(self.feedforward)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, unused = super().get_config_dict(*args, **kwargs)
+        return translate_config(config) if config.get("model_type") == CRAMMED else config, unused
+
+
+class CrammedBertConfig(PreTrainedConfig):
+    """Stands for the authors' `model_type`, so that Auto classes find it; what it reads is an `UltraFastBertConfig`."""
+
+    model_type = CRAMMED
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return UltraFastBertConfig.from_dict(translate_config(config_dict), **kwargs)
