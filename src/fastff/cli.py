@@ -1,16 +1,23 @@
 """The command `fastff`: parses, builds, runs; every foreseeable error is one line and exit code 2."""
 
+import importlib
 import sys
 from typing import Any
 
 INTERRUPTED = 130
-RESUMES = "the same command (train: with --resume) goes on from here"
+RESUMES = "the same command (train, pretrain: with --resume) goes on from here"
 KEPT = "what was measured is in the files named above"
-NEEDS_TRAIN = "pip install 'fastff[train]'"
+NEEDS = "pip install 'fastff[hf,train]'"
+
+# Transformers takes seconds to import, so these commands are imported only where they are the one that is run.
+MODEL_COMMANDS = {
+    "pretrain": "Train a masked or causal language model with fast feedforward layers.",
+    "finetune": "Fine-tune language models on a classification task, side by side.",
+}
 
 
-def build_app() -> Any:
-    """The typer application with all commands."""
+def build_app(chosen: str | None = None) -> Any:
+    """The typer application with all commands, of the slow ones only `chosen` with its options."""
     import typer
 
     from fastff import __version__, doctor
@@ -34,6 +41,12 @@ def build_app() -> Any:
     app.command("report")(commands.report_command)
     app.command("evaluate")(commands.evaluate_command)
     app.command("bench")(bench_command)
+    for name, meaning in MODEL_COMMANDS.items():
+        if name == chosen:
+            module = importlib.import_module(f"fastff.hf.{name}.commands")
+            app.command(name)(getattr(module, f"{name}_command"))
+        else:
+            app.command(name, help=meaning)(lambda: None)
 
     @app.command("doctor")
     def doctor_command() -> None:
@@ -48,7 +61,7 @@ def main() -> None:
     try:
         import typer.main
 
-        command = typer.main.get_command(build_app())
+        command = typer.main.get_command(build_app(next(iter(sys.argv[1:]), None)))
         code = command.main(sys.argv[1:], prog_name="fastff", standalone_mode=False)
         if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             print(f"interrupted; {KEPT if sys.argv[1:2] == ['bench'] else RESUMES}", file=sys.stderr)
@@ -59,7 +72,7 @@ def main() -> None:
 
             doctor.print_report()
             sys.exit(0)
-        _fail(f"the package {error.name!r} is missing: {NEEDS_TRAIN}")
+        _fail(f"the package {error.name!r} is missing: {NEEDS}")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         _fail(str(error))
     except Exception as error:
