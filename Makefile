@@ -14,13 +14,14 @@ SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 INSTALL := -m pip install --quiet --no-cache-dir --ignore-installed --no-deps --no-build-isolation
 environment = $(PYTHON) -m venv --clear $(1) && $(BIN)/python $(SITE) > "$$($(1)/bin/python $(SITE))/outer.pth"
 
-.PHONY: help setup demo test test-all sanitize wheel lint format clean
+.PHONY: help setup demo test test-all sanitize transformers-tests wheel lint format clean
 
 help:
 	@echo "make demo      set up (about 3 minutes) and compare all layers on digits, then their speed (about 2 minutes on 2 cores); DATA=... for other data"
 	@echo "make test      set up (about 3 minutes) and run the tests (about 3 minutes)"
-	@echo "make test-all  the slow tests and make sanitize too"
+	@echo "make test-all  the slow tests, make sanitize and make transformers-tests too"
 	@echo "make sanitize  the tests of the operators under the address and undefined behaviour sanitizers (GCC)"
+	@echo "make transformers-tests  Transformers' own common tests of a model, on UltraFastBERT"
 	@echo "make wheel     wheel and source distribution in dist/, each installed and tried in an environment of its own"
 	@echo "make lint      check style and types;  make format  apply the style"
 	@echo "FASTFF_BUILD=1 before any of these makes it an error that the C++ does not compile; FASTFF_BUILD=0 leaves it out"
@@ -50,7 +51,7 @@ test: setup
 	@echo "Running the tests: about 3 minutes."
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: setup sanitize
+test-all: setup sanitize transformers-tests
 	@echo "Running all tests: about 10 minutes."
 	$(BIN)/python -m pytest -q
 
@@ -65,6 +66,17 @@ sanitize: setup
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		build/sanitize/env/bin/python -m pytest -q -s -m "not slow" tests/ops
+
+# They are in the source distribution of the installed version, which is unpacked and not built. -c: with its own settings.
+transformers-tests: setup
+	@echo "Fetching and running the common model tests of Transformers: less than a minute."
+	rm -rf build/transformers && mkdir -p build/transformers
+	$(BIN)/python -m pip install --quiet parameterized
+	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary transformers --dest build/transformers \
+		"transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
+	tar -xzf build/transformers/transformers-*.tar.gz -C build/transformers --strip-components 1 --wildcards '*/tests/*'
+	touch build/transformers/tests/__init__.py
+	PYTHONPATH=build/transformers $(BIN)/python -m pytest -q -c /dev/null --rootdir build -W ignore tests/hf/transformers_common.py
 
 # auditwheel gives the wheel the tag of the oldest systems that it runs on; PyTorch's libraries stay outside it.
 wheel: setup

@@ -1,7 +1,8 @@
 """Write the tables of the README and the docs from results/**/*.json: `python results/tables.py`.
 
 A page marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, NAME.json lying beside this file: a
-comparison (accuracy) or the results of a benchmark (speed), of which a second word picks warm or cold caches.
+comparison (accuracy) or the results of a benchmark of layers or models (speed), of which, for layers, a second word
+picks warm or cold caches.
 """
 
 import json
@@ -10,11 +11,13 @@ import re
 import sys
 from pathlib import Path
 
+from fastff.bench.suites import generate, models
 from fastff.bench.table import duration
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus
 
 HERE = Path(__file__).parent
 PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "cpu.md"]
+SEQUENCES = {"models": models.LENGTH, "generate": generate.NEW}  # tokens of one
 HEAD = (
     "| layer | neurons | executed | test accuracy % | published | effective leaves "
     "| dense of the same cost | multiply-adds, inference |"
@@ -67,16 +70,51 @@ def speed_table(results: dict, cache: str | None) -> str:
             found = [_speed(cells.get((label, place))) for place in places]
             lines.append(f"| {label} | " + " | ".join(found) + " |")
         lines.append("")
-    threads = settings["threads"]
-    machine = results["machine"]
-    lines.append(
-        f"{settings['in_features']} features in and out"
-        + (f", {count(rows[0]['tokens'])} tokens" if by_width else "")
-        + f"; {threads} thread{'s' * (threads > 1)}, {machine['cpu']}, {machine['instruction_set']}, torch "
-        + results["versions"]["torch"]
-        + "."
-    )
+    width = f", {count(rows[0]['tokens'])} tokens" if by_width else ""
+    lines.append(f"{settings['in_features']} features in and out{width}; {_machine(results)}")
     return "\n".join(lines)
+
+
+def model_table(results: dict) -> str:
+    """Whole models as Markdown tables, one for each pass: by batch and dtype the time and both ratios."""
+    rows, new = results["rows"], SEQUENCES[results["rows"][0]["suite"]]
+    lines = []
+    for kind in dict.fromkeys(row["pass"].partition(",")[0] for row in rows):
+        group = [row for row in rows if row["pass"].partition(",")[0] == kind]
+        places = list(dict.fromkeys((row["dtype"], row["tokens"], row["cache"]) for row in group))
+        heads = [
+            f"batch {max(1, tokens // new)}, {dtype}" + (f", {cache}" if cache != "warm" else "")
+            for dtype, tokens, cache in places
+        ]
+        lines += [f"| {kind} | " + " | ".join(heads) + " |", "|---" * (len(places) + 1) + "|"]
+        cells = {(row["candidate"], row["dtype"], row["tokens"], row["cache"]): row for row in group}
+        for label in dict.fromkeys(row["candidate"] for row in group):
+            found = [_model_speed(cells.get((label, *place)), kind) for place in places]
+            lines.append(f"| {label} | " + " | ".join(found) + " |")
+        lines.append("")
+    base = next(row["candidate"] for row in rows if row["ratio_to_dense"] == 1)
+    what = "New tokens a second" if kind == "generation" else "Time of a call"
+    size = f"{results['settings']['in_features']} features"
+    lines.append(f"{what}, time in that of no feedforward, times faster than {base}. {size}; {_machine(results)}")
+    return "\n".join(lines)
+
+
+def _model_speed(row: dict | None, kind: str) -> str:
+    if row is None:
+        return ""
+    speed = f"{row['tokens'] / row['median_s']:.0f}/s" if kind == "generation" else duration(row["median_s"])
+    bound, dense = row["time_to_bound"], row["ratio_to_dense"]
+    ratios = (f"{bound:.2f}" if bound else "", f"{dense:.1f}x" if dense else "")
+    return ", ".join(filter(None, (speed, *ratios)))
+
+
+def _machine(results: dict) -> str:
+    threads, machine, versions = results["settings"]["threads"], results["machine"], results["versions"]
+    transformers = f", transformers {versions['transformers']}" if "transformers" in versions else ""
+    return (
+        f"{threads} thread{'s' * (threads > 1)}, {machine['cpu']}, {machine['instruction_set']}, "
+        f"torch {versions['torch']}{transformers}."
+    )
 
 
 def _place(row: dict, axis: str) -> int:
@@ -97,7 +135,12 @@ def main() -> int:
     def fill(match: re.Match[str]) -> str:
         name, _, cache = match[1].partition(" ")
         summary = json.loads((HERE / f"{name}.json").read_text())
-        written = speed_table(summary, cache or None) if "settings" in summary else table(summary)
+        if "settings" not in summary:
+            written = table(summary)
+        elif summary["rows"][0]["suite"] in SEQUENCES:
+            written = model_table(summary)
+        else:
+            written = speed_table(summary, cache or None)
         return f"<!-- table: {match[1]} -->\n{written}\n<!-- end -->"
 
     stale = False

@@ -1,4 +1,4 @@
-"""What is compared: a layer, its dtype, and what is timed in its place, by label."""
+"""What is compared, by label: a layer or a model, its dtype, and what is timed in its place."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ class UnavailableError(Exception):
     """This installation cannot run a candidate."""
 
 
-@dataclass(frozen=True)
 class Candidate:
     """One line of a comparison.
 
@@ -23,11 +22,43 @@ class Candidate:
         label: names it in tables.
         series: its line in a plot over widths: what does not change with the width.
         kind: dense, bound, moe, fff, ultra or tree; gives the colour.
-        make: makes the layer on the device given.
         dtype: of weights and inputs.
-        wrap: what is timed in place of the layer; its attribute `definition` is the layer that it must agree with.
-        optimizer: of a module, for whole training steps.
         base: whether the ratios are taken to this candidate.
+        width, executed: neurons that its feedforward layer has, and that a token runs in inference.
+        weight_bytes: of all its weights.
+        optimizer: of a module, for whole training steps.
+    """
+
+    label: str
+    series: str
+    kind: str
+    dtype: torch.dtype
+    base: bool
+    width: int
+    executed: int
+    weight_bytes: int
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None
+
+    @property
+    def dtype_name(self) -> str:
+        return "int8" if self.series.endswith("int8") else str(self.dtype).removeprefix("torch.")
+
+    def build(self, *, training: bool) -> nn.Module:
+        """The module that is timed, all its weights random."""
+        raise NotImplementedError
+
+    def working_bytes(self, tokens: int, *, training: bool) -> int:
+        """About what a call needs beside the weights: hidden values, and in training gradients."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LayerCandidate(Candidate):
+    """A feedforward layer alone.
+
+    Attributes:
+        make: makes the layer on the device given.
+        wrap: what is timed in place of the layer; its attribute `definition` is the layer that it must agree with.
     """
 
     label: str
@@ -46,30 +77,29 @@ class Candidate:
         layer = self.make("meta")
         object.__setattr__(self, "width", layer.training_width)
         object.__setattr__(self, "executed", layer.inference_width)
-        object.__setattr__(self, "weight_bytes", sum(p.numel() for p in layer.parameters()) * self.dtype.itemsize)
-
-    @property
-    def dtype_name(self) -> str:
-        return "int8" if self.series.endswith("int8") else str(self.dtype).removeprefix("torch.")
+        object.__setattr__(self, "weight_bytes", bytes_of(layer, self.dtype))
 
     def build(self, *, training: bool) -> nn.Module:
-        """The module that is timed, all its weights random."""
         layer = self.make("cpu").train(training)
         if not training:
-            merge_base(_randomised(layer))
-        module: nn.Module = _randomised(layer).to(self.dtype)
+            merge_base(fill_zeros(layer, layer.in_features))
+        module = fill_zeros(layer, layer.in_features).to(self.dtype)
         return module if self.wrap is None else self.wrap(module).train(training)
 
     def working_bytes(self, tokens: int, *, training: bool) -> int:
-        """About what a call needs beside the weights: hidden values, and in training gradients."""
         hidden = 4 * tokens * self.executed * (4 if training else 2)
         return hidden + (self.weight_bytes if training else 0) + (2 * self.weight_bytes if self.optimizer else 0)
 
 
-def _randomised(layer: FeedForwardLayer) -> FeedForwardLayer:
-    """Fill what starts at zero (offsets of leaves, gates of experts) as the other weights."""
+def bytes_of(module: nn.Module, dtype: torch.dtype) -> int:
+    """Of all parameters, were they of `dtype`."""
+    return sum(p.numel() for p in module.parameters()) * dtype.itemsize
+
+
+def fill_zeros(module: nn.Module, fan_in: int) -> nn.Module:
+    """Fill what starts at zero (offsets of leaves, gates of experts, biases) as the other weights; returns `module`."""
     with torch.no_grad():
-        for p in layer.parameters():
+        for p in module.parameters():
             if not p.any():
-                uniform_(p, layer.in_features)
-    return layer
+                uniform_(p, fan_in)
+    return module

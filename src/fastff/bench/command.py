@@ -26,7 +26,10 @@ def bench_command(
     suites: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SUITES)}.", show_default="quick")] = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the JSON files and plots.")] = Path("runs/bench"),
-    tokens: Annotated[str | None, typer.Option(help="Such as 1,128; width and blocks take the last.")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(help="Such as 1,128; width, blocks take the last; models, generate take multiples of 128, 64."),
+    ] = None,
     in_features: Annotated[int, typer.Option(help="Of every layer.")] = 768,
     out_features: Annotated[int | None, typer.Option(help="Of every layer; by default as in_features.")] = None,
     depth: Annotated[int, typer.Option(help="Of UltraFFF; all else is of its training or executed width.")] = 11,
@@ -37,9 +40,10 @@ def bench_command(
     budget: Annotated[float, typer.Option(help="Seconds a measurement; a slower call is left out.")] = 8.0,
     max_width: Annotated[int, typer.Option(help="Of the suite width.")] = 2**16,
     max_blocks: Annotated[int, typer.Option(help="Of the suite blocks; 32768 takes 7 GB at 768 features.")] = 2**12,
+    layers: Annotated[int | None, typer.Option(help="Of the models; by default 16, of generate 12.")] = None,
     seed: Annotated[int, typer.Option(help="Of inputs and weights.")] = 0,
 ) -> None:
-    """Measure the speed of the layers on this CPU, against dense layers, mixture of experts and plain PyTorch.
+    """Measure the speed of layers and models on this CPU, against dense layers, mixture of experts and plain PyTorch.
 
     Every output is checked first: a speed is reported only of what computes the right thing.
     """
@@ -55,6 +59,7 @@ def bench_command(
         budget=budget,
         max_width=max_width,
         max_blocks=max_blocks,
+        layers=layers,
         seed=seed,
     )
     try:

@@ -40,6 +40,15 @@ class Rotation:
         return [self.batches[i % len(self.batches)] for i in range(start, start + count)]
 
 
+class Sequences(Rotation):
+    """Distinct random batches of token ids (B, S); 0, often the padding, is none of them."""
+
+    def __init__(self, batch: int, length: int, *, vocabulary: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        count = batch_count(batch * length)
+        self.batches = [(torch.randint(1, vocabulary, (batch, length), generator=generator),) for _ in range(count)]
+
+
 def batch_count(tokens: int) -> int:
     """How many batches of so many tokens are in rotation."""
     return max(AT_LEAST, min(MANY_BATCHES, -(-MANY_TOKENS // tokens)))

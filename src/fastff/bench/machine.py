@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,10 @@ GROUP = Path("/sys/fs/cgroup")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what is measured."""
-    return {"fastff": fastff.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    """Versions of what is measured; of Transformers where it is in use."""
+    found = {"fastff": fastff.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    transformers = sys.modules.get("transformers")
+    return found if transformers is None else {**found, "transformers": transformers.__version__}
 
 
 def machine() -> dict[str, Any]:

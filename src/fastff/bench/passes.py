@@ -1,4 +1,4 @@
-"""What one timed call does: a forward, a forward and backward, or a whole training step."""
+"""What one timed call does: a forward of whatever kind, a forward and backward, or a whole training step."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,12 +12,17 @@ FORWARD, BACKWARD, STEP = "forward", "forward + backward", "training step"
 Call = Callable[..., Any]
 
 
+def is_training(kind: str) -> bool:
+    """Whether gradients are computed."""
+    return kind in (BACKWARD, STEP)
+
+
 def call_of(kind: str, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Call:
-    """The function that is timed: of a batch (x,) for `FORWARD`, else of (x, gradient of the output).
+    """The function that is timed: of a batch (x,), in training of (x, gradient of the output).
 
     Gradients of the input and of all parameters are computed anew each time (`grad` is None before).
     """
-    if kind == FORWARD:
+    if not is_training(kind):
         return module
     parameters = list(module.parameters())
 
@@ -40,4 +45,4 @@ def call_of(kind: str, module: nn.Module, optimizer: torch.optim.Optimizer | Non
 
 def mode_of(kind: str) -> AbstractContextManager[Any]:
     """What calls are made under."""
-    return torch.inference_mode() if kind == FORWARD else nullcontext()
+    return nullcontext() if is_training(kind) else torch.inference_mode()

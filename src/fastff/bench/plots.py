@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, FuncFormatter, NullLocator
+from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogFormatter, NullLocator
 
 from fastff.bench.results import Results, Row
 from fastff.bench.suites import SUITES
@@ -62,6 +62,7 @@ def _points(ax: Axes, rows: list[Row], axis: str, styles: dict[str, dict[str, An
     ax.invert_yaxis()
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ax.xaxis.set_minor_formatter(LogFormatter())
     ax.set_xlabel("time a token (µs)")
 
 
@@ -80,6 +81,7 @@ def _lines(ax: Axes, rows: list[Row], axis: str, styles: dict[str, dict[str, Any
     ax.set_xticks(_ticks({r[axis] for r in rows}, axis))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ax.yaxis.set_minor_formatter(LogFormatter())  # labels where there is no power of ten
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("tokens a call" if axis == "tokens" else "neurons trained")
     ax.set_ylabel("time a token (µs)")

@@ -33,9 +33,13 @@ class Results:
         self.write()
 
     def add(self, group: Group, cache: str, samples: list[tuple[Candidate, list[float]]]) -> None:
-        """Add the rows of a group and write the file; `samples` are seconds a call."""
+        """Add the rows of a group and write the file; `samples` are seconds a call.
+
+        "ratio_to_dense" is how many times faster a row is than the base, "time_to_bound" its time in that of the bound.
+        """
         found = [(candidate, seconds, summary(seconds)) for candidate, seconds in samples]
         base = next((s["median_s"] for candidate, _, s in found if candidate.base), None)
+        bound = next((s["median_s"] for candidate, _, s in found if candidate.kind == "bound"), None)
         for candidate, seconds, times in found:
             self.rows.append(
                 {
@@ -47,6 +51,7 @@ class Results:
                     **times,
                     "samples": len(seconds),
                     "ratio_to_dense": None if base is None else float(f"{base / times['median_s']:.4g}"),
+                    "time_to_bound": None if bound is None else float(f"{times['median_s'] / bound:.4g}"),
                 }
             )
         self.write()

@@ -13,7 +13,7 @@ from fastff.bench.group import Group
 from fastff.bench.inputs import Rotation
 from fastff.bench.machine import free_memory, threads
 from fastff.bench.measure import COLD, FEWEST, WARM, Subject, rounds_of
-from fastff.bench.passes import FORWARD, STEP, call_of, mode_of
+from fastff.bench.passes import STEP, call_of, is_training, mode_of
 from fastff.bench.results import Results
 from fastff.bench.settings import Settings
 from fastff.bench.suites import SUITES
@@ -44,7 +44,7 @@ def run(
         The results, a suite each.
 
     Raises:
-        ValueError: no such suite.
+        ValueError: no such suite, or settings that one of them cannot be run with; nothing is written then.
         DisagreementError: a candidate put out something else than its definition. It is left out; this is raised when
             the others have been measured.
         RuntimeError: a candidate failed in another way than for want of memory; raised at the end too.
@@ -52,14 +52,14 @@ def run(
     for name in suites:
         if name not in SUITES:
             raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {name!r}")
+    plans = {name: deque(SUITES[name].groups(settings)) for name in suites}
     faults: list[Exception] = []
     results = []
     with threads(settings.threads):
-        for name in dict.fromkeys(suites):
-            limited = SUITES[name].limited(settings)
-            results.append(Results(name, folder, limited))
+        for name, groups in plans.items():
+            results.append(Results(name, folder, SUITES[name].limited(settings)))
             try:
-                _Suite(results[-1], limited, on_progress or (lambda *_: None), faults).run()
+                _Suite(results[-1], groups, on_progress or (lambda *_: None), faults).run()
             finally:
                 if on_result is not None:
                     on_result(results[-1])
@@ -73,10 +73,12 @@ def run(
 class _Suite:
     """One suite under way."""
 
-    def __init__(self, results: Results, settings: Settings, on_progress: OnProgress, faults: list[Exception]) -> None:
-        self.results, self.settings, self.on_progress, self.faults = results, settings, on_progress, faults
-        self.groups = deque(SUITES[results.suite].groups(settings))
-        self.caches = (WARM, COLD) if settings.cold else (WARM,)
+    def __init__(
+        self, results: Results, groups: deque[Group], on_progress: OnProgress, faults: list[Exception]
+    ) -> None:
+        self.results, self.groups, self.on_progress, self.faults = results, groups, on_progress, faults
+        self.settings = results.settings
+        self.caches = (WARM, COLD) if self.settings.cold else (WARM,)
         self.all = sum(len(group.candidates) for group in self.groups) * (1 + len(self.caches))
         self.done = 0
         # Of a pass and series the last measurement: tokens, work, seconds a call.
@@ -101,17 +103,11 @@ class _Suite:
     def _prepare(self, group: Group, candidate: Candidate, rotations: dict[torch.dtype, Rotation]) -> Subject:
         """A candidate built, checked and run once."""
         self._foresee(group, candidate)
-        training = group.kind != FORWARD
+        training = is_training(group.kind)
         torch.manual_seed(self.settings.seed)
         module = candidate.build(training=training)
         if candidate.dtype not in rotations:
-            rotations[candidate.dtype] = Rotation(
-                group.tokens,
-                self.settings.in_features,
-                gradient_features=self.settings.out_features if training else None,
-                dtype=candidate.dtype,
-                seed=self.settings.seed + 1,
-            )
+            rotations[candidate.dtype] = group.rotation(self.settings, candidate.dtype)
         rotation = rotations[candidate.dtype]
         if training:
             check_gradients(candidate, module, rotation.batches)
@@ -126,7 +122,8 @@ class _Suite:
             if not training:
                 others = rotation.batches[1 : -(-CHECKED_TOKENS // group.tokens)]
                 outputs = [first, *(call(*batch) for batch in others)]
-                check_output(candidate, module, [b[0] for b in (rotation.batches[0], *others)], outputs)
+                inputs = [batch[0] for batch in (rotation.batches[0], *others)]
+                (group.check or check_output)(candidate, module, inputs, outputs)
             subject = Subject(call, rotation, seconds)
             subject.calibrate()
         self.known[group.kind, candidate.series] = (group.tokens, _work(group, candidate), subject.seconds)
@@ -134,7 +131,7 @@ class _Suite:
 
     def _foresee(self, group: Group, candidate: Candidate) -> None:
         """Leave out what would not fit, or would take too long, going by the same series' last call."""
-        need = candidate.weight_bytes + candidate.working_bytes(group.tokens, training=group.kind != FORWARD)
+        need = candidate.weight_bytes + candidate.working_bytes(group.tokens, training=is_training(group.kind))
         free = free_memory()
         if free is not None and need > 0.9 * free:
             raise _LeftOutError(f"needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} are free")
@@ -166,7 +163,7 @@ class _Suite:
         """The rounds of a group; rows are added at their end, whatever ended them. Returns those who did not fail."""
         start = self.done
         running = [subject for _, subject in subjects]
-        rounds, budget = self.settings.rounds, self.settings.budget
+        rounds, budget = self.settings.rounds, min(group.budget, self.settings.budget)
         try:
             with mode_of(group.kind):
                 for i, _ in enumerate(rounds_of(running, cache=cache, rounds=rounds, budget=budget)):
@@ -196,4 +193,4 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _work(group: Group, candidate: Candidate) -> int:
     """What a call's time is about proportional to."""
-    return group.tokens * candidate.executed
+    return group.tokens * max(1, candidate.executed)

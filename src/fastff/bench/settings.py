@@ -11,10 +11,11 @@ class Settings:
     """The shape that is measured, and how.
 
     Attributes:
-        in_features, out_features: of every layer.
+        in_features, out_features: of every layer; one size in models.
         depth: of `UltraFFF`; its training width is that of the dense layer, the other trees have its executed width.
         trees: of `UltraFFF` and `TreeFeedForward`.
-        tokens: token counts, in place of the suite's own; the suites `width` and `blocks` take the last.
+        tokens: token counts, in place of the suite's own; the suites `width` and `blocks` take the last. Of `models`
+            and `generate` they make batches of sequences of 128 tokens, or 64 new ones; fewer are one shorter sequence.
         threads: of PyTorch and of the compiled kernels, which share a pool.
         cold: measure with flushed caches too.
         rounds: samples of each measurement, unless the budget is spent before.
@@ -22,6 +23,7 @@ class Settings:
             takes longer than this for a single call is left out.
         max_width: largest training width of the suite `width`.
         max_blocks: most leaves or experts of the suite `blocks`.
+        layers: of the models in the suites `models` and `generate`, which have numbers of their own.
         seed: of inputs and weights.
     """
 
@@ -36,6 +38,7 @@ class Settings:
     budget: float = 8.0
     max_width: int = 2**16
     max_blocks: int = 2**12
+    layers: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +48,8 @@ class Settings:
         whole_number("rounds", self.rounds, 3)
         whole_number("max_width", self.max_width, 64)
         whole_number("max_blocks", self.max_blocks, 2)
+        if self.layers is not None:
+            whole_number("layers", self.layers, 1)
         if not self.budget > 0:
             raise ValueError(f"budget must be above 0 seconds, got {self.budget}")
         if self.tokens is not None:

@@ -13,13 +13,15 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def table(results: Results) -> Table:
-    """One line per row: median, half the interquartile range, and how often faster than the dense base."""
+    """One line per row: median, half the interquartile range, how often faster than dense, how often slower than the
+    bound, which is a layer that only runs as many neurons, or the model without feedforward layers.
+    """
     settings = results.settings
     threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
     title = f"{results.suite}: {SUITES[results.suite].title}, {settings.in_features} features in, "
     found = Table(title=Text(f"{title}{settings.out_features} out, {threads}"), box=box.SIMPLE)
     found.add_column("layer")
-    for column in ("neurons", "executed", "time", "spread", "times dense"):
+    for column in ("neurons", "executed", "time", "spread", "times dense", "of bound", "tokens/s"):
         found.add_column(column, justify="right")
     for (kind, cache, tokens), rows in groupby(results.rows, lambda row: (row["pass"], row["cache"], row["tokens"])):
         found.add_section()
@@ -48,12 +50,16 @@ def duration(seconds: float) -> str:
 
 def _cells(row: Row) -> list[Text]:
     spread = (row["high_s"] - row["low_s"]) / 2 / row["median_s"]
-    ratio = row["ratio_to_dense"]
     return [
         Text(f"  {row['candidate']}"),
         Text(str(row["width"])),
         Text(str(row["executed"])),
         Text(duration(row["median_s"])),
         Text(f"± {100 * spread:.0f} %"),
-        Text("–" if ratio is None else f"{ratio:.{0 if ratio >= 100 else 1 if ratio >= 10 else 2}f}"),
+        *(Text("–" if n is None else _three_digits(n)) for n in (row["ratio_to_dense"], row["time_to_bound"])),
+        Text(f"{row['tokens'] / row['median_s']:,.0f}"),
     ]
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.{0 if number >= 100 else 1 if number >= 10 else 2}f}"

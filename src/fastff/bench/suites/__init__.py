@@ -1,6 +1,6 @@
 """What is compared: each suite is a list of groups, whose candidates are measured side by side."""
 
-from fastff.bench.suites import blocks, inference, quick, step, training, width
+from fastff.bench.suites import blocks, generate, inference, models, quick, step, training, width
 from fastff.bench.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -10,6 +10,8 @@ SUITES: dict[str, Suite] = {
     "width": width.SUITE,
     "blocks": blocks.SUITE,
     "step": step.SUITE,
+    "models": models.SUITE,
+    "generate": generate.SUITE,
 }
 
 __all__ = ["SUITES", "Suite"]

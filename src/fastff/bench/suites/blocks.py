@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastff.bench.candidate import Candidate
+from fastff.bench.candidate import LayerCandidate
 from fastff.bench.group import Group
 from fastff.bench.passes import FORWARD
 from fastff.bench.settings import Settings
@@ -28,7 +28,7 @@ def groups(s: Settings) -> list[Group]:
     return [Group(FORWARD, tokens, _candidates(s, depth)) for depth in range(1, s.max_blocks.bit_length())]
 
 
-def _candidates(s: Settings, depth: int) -> list[Candidate]:
+def _candidates(s: Settings, depth: int) -> list[LayerCandidate]:
     I, O, B, W = s.in_features, s.out_features, 2**depth, EXPERT_WIDTH
     pool = _Pool()
     makers: list[tuple[str, str, str, Callable[[Any], FeedForwardLayer]]] = [
@@ -37,7 +37,8 @@ def _candidates(s: Settings, depth: int) -> list[Candidate]:
         (f"FFF d{depth} l{W}", f"FFF l{W}", "fff", lambda d: FFF(I, O, depth=depth, leaf_width=W, device=d)),
     ]
     return [
-        Candidate(label, series, kind, pool.sharing(make), base=kind == "dense") for label, series, kind, make in makers
+        LayerCandidate(label, series, kind, pool.sharing(make), base=kind == "dense")
+        for label, series, kind, make in makers
     ]
 
 

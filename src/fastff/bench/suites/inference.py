@@ -2,7 +2,7 @@
 
 import torch
 
-from fastff.bench.candidate import Candidate
+from fastff.bench.candidate import LayerCandidate
 from fastff.bench.group import Group
 from fastff.bench.opponents import GatherBmm, Int8, LinearPair, OnReference
 from fastff.bench.passes import FORWARD
@@ -31,8 +31,8 @@ def groups(s: Settings) -> list[Group]:
     return [Group(FORWARD, tokens, candidates) for tokens in s.tokens or TOKENS]
 
 
-def _renamed(candidate: Candidate, suffix: str, *, wrap: type) -> Candidate:
-    return Candidate(
+def _renamed(candidate: LayerCandidate, suffix: str, *, wrap: type) -> LayerCandidate:
+    return LayerCandidate(
         candidate.label + suffix,
         candidate.series + suffix,
         candidate.kind,
