@@ -9,12 +9,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_example_runs():
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    code, transformers = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert code.count("\n") <= 10
     scope: dict = {}
     exec(code, scope)
     assert scope["y"].shape == scope["x"].shape
     assert scope["layer"].inference_width == 12
+    compile(transformers, "README.md", "exec")  # it needs the hub; examples/ and tests/hf run the like
 
 
 def test_the_tables_are_those_of_the_results():

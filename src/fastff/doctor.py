@@ -10,6 +10,7 @@ import fastff
 from fastff.ops import backend as ops
 
 EXTRAS = {  # as in pyproject.toml
+    "hf": ("accelerate", "datasets", "jinja2", "tokenizers", "transformers"),
     "train": (
         *("accelerate", "datasets", "jinja2", "matplotlib", "numpy", "pillow", "rich"),
         *("scikit-learn", "tensorboard", "typer"),
