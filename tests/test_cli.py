@@ -114,7 +114,7 @@ def test_doctor_tells_versions_and_what_is_missing(run, monkeypatch):
     monkeypatch.setattr(doctor, "EXTRAS", {"train": ("no-such-package",)})
     code, out, _ = run("doctor")
     assert code == 0
-    assert "no-such-package: pip install 'fastff[hf,train]'" in out
+    assert "no-such-package: pip install 'fastff[train]'" in out
 
 
 @pytest.mark.slow
