@@ -97,6 +97,10 @@ def test_a_run_learns_and_writes_its_folder(text, tmp_path, capsys):
         assert use["mean_entropy"] > 0
     assert (result["training_width"], result["inference_width"]) == (2 * 11, 2 * 4)
     model = AutoModelForMaskedLM.from_pretrained(out / "model")
+    card = (out / "model" / "README.md").read_text()
+    assert "# run\n" in card
+    assert f"| {result['validation_loss']:.4f} |" in card
+    assert "a token runs 8 of their 22 neurons" in card
     assert sum(p.numel() for p in model.parameters()) == result["parameters"]
     assert model.config.feedforward == c.feedforward
     assert len(AutoTokenizer.from_pretrained(out / "model")) == model.config.vocab_size

@@ -65,8 +65,15 @@ def model_card(model: PreTrainedModel, title: str, results: Mapping[str, str] | 
     )
 
 
-def write_model_card(model: PreTrainedModel, folder: str | Path, results: Mapping[str, str] | None = None) -> None:
-    """Write the card of `model` to README.md in `folder`, over one that is there; arguments as of `model_card`."""
+def write_model_card(
+    model: PreTrainedModel, folder: str | Path, *, title: str | None = None, results: Mapping[str, str] | None = None
+) -> None:
+    """Write the card of `model` to README.md in `folder`, over one that is there.
+
+    Args:
+        model, results: as of `model_card`.
+        title: the model's name; by default that of the folder.
+    """
     folder = Path(folder)
-    card = model_card(model, folder.resolve().name, results)
+    card = model_card(model, title or folder.resolve().name, results)
     write_atomically(folder / "README.md", lambda path: path.write_text(card))

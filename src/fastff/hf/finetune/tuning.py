@@ -20,6 +20,7 @@ from fastff.hf.finetune.models import Candidate, describe
 from fastff.hf.finetune.speed import batches_of, inference_seconds
 from fastff.hf.finetune.summary import summarise_models
 from fastff.hf.finetune.trainer import FinetuneTrainer, accuracy, predicted_classes, training_arguments
+from fastff.hf.model_card import write_model_card
 from fastff.hf.pretrain.checkpoints import drop_partial, newest_checkpoint
 from fastff.interrupts import Interrupted
 
@@ -65,9 +66,10 @@ class Tuning:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if len(progress.epochs) < self.config.epochs:
             raise Interrupted
-        if save_model:
-            _save(trainer.model, tokenizer, self.folder / "models" / path.stem)
         last = progress.epochs[-1]
+        if save_model:
+            results = {f"accuracy on {Path(self.config.data).name}": f"{last['validation_accuracy']:.2f} %"}
+            _save(trainer.model, tokenizer, self.folder / "models" / path.stem, results)
         result = {
             "model": candidate.place,
             "seed": seed,
@@ -105,13 +107,14 @@ class Tuning:
         }
 
 
-def _save(model: Any, tokenizer: Any, place: Path) -> None:
-    """Put both into the folder `place`, whole or not at all."""
+def _save(model: Any, tokenizer: Any, place: Path, results: dict[str, str]) -> None:
+    """Put both and a model card into the folder `place`, whole or not at all."""
     partial = place.with_name(f".{place.name}.tmp")
     for old in (partial, place):
         shutil.rmtree(old, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    write_model_card(model, partial, title=place.name, results=results)
     partial.rename(place)
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 import fastff
 from fastff.files import write_json
+from fastff.hf.model_card import write_model_card
 from fastff.hf.pretrain.arguments import training_arguments
 from fastff.hf.pretrain.callbacks import BudgetCallback, LogCallback
 from fastff.hf.pretrain.checkpoints import drop_partial, newest_checkpoint, read_progress
@@ -181,6 +182,11 @@ class _Run:
             shutil.rmtree(partial, ignore_errors=True)
             model.save_pretrained(partial, state_dict=state)
             self.tokenizer.save_pretrained(partial)
+            results = {
+                f"validation loss, {self.config.objective} language model": f"{result['validation_loss']:.4f}",
+                "pretraining tokens": f"{p.tokens:,}",
+            }
+            write_model_card(model, partial, title=self.folder.resolve().name, results=results)
             shutil.rmtree(place, ignore_errors=True)
             os.rename(partial, place)
             write_json(self.folder / "result.json", result)
