@@ -1,7 +1,7 @@
 """Fill a gap with UltraFastBERT, from the authors' checkpoint as it is, without their code.
 
-    python examples/fill_mask.py "Paris is the [MASK] of France."
-    python examples/fill_mask.py "Paris is the [MASK] of France." --model FOLDER
+python examples/fill_mask.py "Paris is the [MASK] of France."
+python examples/fill_mask.py "Paris is the [MASK] of France." --model FOLDER
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Give a Llama fast feedforward layers: swap them in, generate, save, load with Transformers alone.
 
-    python examples/swap_llama.py
-    python examples/swap_llama.py --model FOLDER --layer ultra:depth=11   # weights elsewhere are kept, the new are new
+python examples/swap_llama.py
+python examples/swap_llama.py --model FOLDER --layer ultra:depth=11   # weights elsewhere are kept, the new are new
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Train a small decoder with tree layers on text, then let it write.
 
-    python examples/train_decoder.py novels.txt "It was a dark"   # a text file, a folder, or a hub id
+python examples/train_decoder.py novels.txt "It was a dark"   # a text file, a folder, or a hub id
 """
 
 import argparse

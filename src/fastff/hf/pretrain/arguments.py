@@ -25,8 +25,6 @@ def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgument
         max_grad_norm=config.clip,
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
-        activation_checkpointing=config.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},  # for the auxiliary losses
         seed=config.seed,
         use_cpu=not torch.accelerator.is_available(),
         logging_strategy="no",

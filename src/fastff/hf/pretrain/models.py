@@ -40,6 +40,10 @@ def build_model(config: PretrainConfig, tokenizer: Any) -> PreTrainedModel:
         raise ValueError(f"tokenizer must have at most the model's {have} tokens, got {len(tokenizer)}")
     if config.feedforward and (config.from_weights or shape.model_type != ULTRA_FAST_BERT):
         model = replace_feedforward(model, config.feedforward)
+    if config.gradient_checkpointing:
+        # Transformers has changed its name. Not reentrant: the auxiliary losses need the graph of the forward.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model
 
 

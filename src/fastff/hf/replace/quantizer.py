@@ -27,6 +27,7 @@ class FeedForwardQuantizer(HfQuantizer):
     ) -> None:
         self.quantization_config = exchange(model, self.quantization_config, partly=self.pre_quantized)
         self._ignored = model._keys_to_ignore_on_load_missing
+        self._shapes = {name: {key: p.shape for key, p in layer.named_parameters()} for name, layer in _layers(model)}
         if self.pre_quantized:
             _check_size(model, self.quantization_config.layer, checkpoint_files or [])
             model._keys_to_ignore_on_load_missing = [*(self._ignored or []), r"\.base_(w|b)[12]$"]  # see _complete
@@ -34,6 +35,7 @@ class FeedForwardQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         model._keys_to_ignore_on_load_missing = self._ignored
         for name, layer in _layers(model):
+            _check_shapes(name, layer, self._shapes[name])
             _complete(name, layer, new=not self.pre_quantized)
         # The work is done, and Transformers, its Trainer and other libraries refuse much to models that have these.
         del model.hf_quantizer, model.is_quantized, model.quantization_method
@@ -59,6 +61,14 @@ def _check_size(model: PreTrainedModel, layer: str, files: list[str]) -> None:
     needed = sum(p.numel() for _, module in _layers(model) for p in module.parameters())
     if files and needed > stored:
         raise ValueError(f"layer {layer!r} has {needed} parameters, more than the {stored} bytes of weights can hold")
+
+
+def _check_shapes(name: str, layer: FeedForwardLayer, expected: dict[str, torch.Size]) -> None:
+    """Refuse weights of another layer: Transformers 5.17 took any shape from the files of a quantised model."""
+    for key, p in layer.named_parameters():
+        if p.shape != expected[key]:
+            found, wanted = tuple(p.shape), tuple(expected[key])
+            raise ValueError(f"the files must have '{name}.{key}' in the shape {wanted} of config.json, got {found}")
 
 
 def _complete(name: str, layer: FeedForwardLayer, new: bool) -> None:
