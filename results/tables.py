@@ -16,7 +16,7 @@ from fastff.bench.table import duration
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "cpu.md"]
+PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs").glob("*.md")]
 SEQUENCES = {"models": models.LENGTH, "generate": generate.NEW}  # tokens of one
 HEAD = (
     "| layer | neurons | executed | test accuracy % | published | effective leaves "
@@ -48,6 +48,33 @@ def table(summary: dict) -> str:
     spread = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     errors = "one seed a row" if seeds == [1] else f"{spread} seeds a row, mean ± standard error"
     lines.append(f"\n{runs['done']} runs, {errors}; torch {summary['versions']['torch']}.")
+    return "\n".join(lines)
+
+
+def finetune_table(summary: dict) -> str:
+    """Models fine-tuned on one task, side by side, as a Markdown table."""
+    sizes = list(summary["models"][0]["inference_seconds"])
+    heads = ["feedforward layer", "neurons", "executed", "pretraining loss", "accuracy %", "kept"]
+    heads += [f"ms a sample, batch {size}" for size in sizes]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in summary["models"]:
+        layer = row["feedforward"][0] if row["feedforward"] else {"training_width": 0, "inference_width": 0}
+        cells = [
+            row["title"],
+            count(layer["training_width"]),
+            count(layer["inference_width"]),
+            f"{row['pretraining_loss']:.3f}",
+            f"{row['accuracy']['mean']:.2f} ± {row['accuracy']['error']:.2f}",
+            f"{100 * row['accuracy_kept']:.1f} %",
+            *(f"{seconds:.2f}" for seconds in row["inference_seconds"].values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    samples, versions = summary["samples"], summary["versions"]
+    lines.append(
+        f"\n{count(samples['train'])} training, {count(samples['validation'])} validation samples, "
+        f"{summary['settings']['seeds']} seeds, mean ± standard error; {summary['threads']} thread; "
+        f"torch {versions['torch']}, transformers {versions['transformers']}."
+    )
     return "\n".join(lines)
 
 
@@ -135,7 +162,9 @@ def main() -> int:
     def fill(match: re.Match[str]) -> str:
         name, _, cache = match[1].partition(" ")
         summary = json.loads((HERE / f"{name}.json").read_text())
-        if "settings" not in summary:
+        if "models" in summary:
+            written = finetune_table(summary)
+        elif "settings" not in summary:
             written = table(summary)
         elif summary["rows"][0]["suite"] in SEQUENCES:
             written = model_table(summary)

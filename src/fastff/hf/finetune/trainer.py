@@ -51,6 +51,7 @@ def training_arguments(config: FinetuneConfig, seed: int, folder: Path) -> Train
         adam_beta2=config.beta2,
         adam_epsilon=config.epsilon,
         max_grad_norm=config.clip,
+        train_sampling_strategy="group_by_length",  # less padding: with texts as short as SST-2's it doubles the speed
         seed=seed,
         data_seed=1000 * seed,  # an epoch's order comes of this plus its number: no two seeds share one
         use_cpu=not device,

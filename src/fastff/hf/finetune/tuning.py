@@ -58,6 +58,7 @@ class Tuning:
             train_dataset=self.train_rows[candidate.label],
             eval_dataset=self.validation_rows[candidate.label],
             data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
             compute_metrics=accuracy,
             preprocess_logits_for_metrics=predicted_classes,
             callbacks=[FinetuneCallback(progress, log, interrupted)],
