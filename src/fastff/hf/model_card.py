@@ -17,7 +17,8 @@ tags:
 
 # {title}
 
-A `{kind}` whose feedforward layers are those of [fastff](https://pypi.org/project/fastff/): {summary}
+A `{kind}` whose feedforward layers are those of fastff (fast feedforward networks,
+[arXiv 2308.14711](https://arxiv.org/abs/2308.14711), [arXiv 2311.10770](https://arxiv.org/abs/2311.10770)): {summary}
 
 | | |
 |---|---|
