@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
+from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -188,15 +189,16 @@ def test_trees_are_initialised_from_the_data(text, tmp_path):
 def test_a_collapse_is_warned_of_once(text, tmp_path, capsys):
     layer = nn.Sequential(TreeFeedForward(4, depth=3, leaf_width=1)).eval()
     log = RunLog(tmp_path, 0, "a run", quiet=False)
-    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
-    callback = LogCallback(Progress(config(text), unit=4), accelerator, log)
+    PartialState()  # which a Trainer makes
+    args = SimpleNamespace(device=torch.device("cpu"))
+    callback = LogCallback(Progress(config(text), unit=4), log)
     given = {"metrics": {"eval_loss": 1.0}, "model": layer}
     said = []
     for bias in (0.0, 100.0, 100.0):
         layer[0].node_bias.data.fill_(bias)
         layer(torch.randn(2000, 4))
         callback.on_prediction_step(None, None, None, **given)
-        callback.on_evaluate(None, None, None, **given)
+        callback.on_evaluate(args, None, None, **given)
         said.append(" ".join(capsys.readouterr().out.split()))
     log.close()
     assert "collapsed" not in said[0]

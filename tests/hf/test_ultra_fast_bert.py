@@ -334,6 +334,31 @@ def test_trainer(ids: Tensor, tmp_path: Path) -> None:
     assert torch.equal(again(ids).logits, trainer.model.eval()(ids).logits)
 
 
+@pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
+def test_trainer_watches_the_routing_and_adds_the_auxiliary_losses(ids: Tensor, tmp_path: Path) -> None:
+    model = make(feedforward="tree:depth=3,leaf_width=1", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.feedforward.node_bias.fill_(-100)  # every token goes left: collapsed
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, learning_rate=0.0)
+    watch = hf.RoutingCallback()
+    trainer = hf.AuxiliaryLossTrainer(
+        0.5, model=model, args=arguments, train_dataset=data, eval_dataset=data, callbacks=[watch]
+    )
+    with pytest.warns(UserWarning, match=r"'model\.layers\.0\.feedforward' has collapsed"):
+        trainer.evaluate()
+    assert watch.routing["model.layers.1.feedforward"]["effective_leaves"] == pytest.approx(1)
+    assert trainer.state.log_history[-1]["routing"] == watch.routing
+    model.train()
+    trainer.current_gradient_accumulation_steps = 1  # which `train` sets
+    inputs = {"input_ids": ids, "labels": ids}
+    with_auxiliary = trainer.compute_loss(model, inputs)
+    plain = model(**inputs).loss
+    assert (with_auxiliary - plain).item() == pytest.approx(0.5 * fastff.auxiliary_loss(model, balance=1.0).item())
+    assert trainer.training_step(model, inputs).item() == pytest.approx(plain.item(), rel=1e-5)  # what is logged
+
+
 def test_every_routed_layer_tells_its_routing(ids: Tensor) -> None:
     model = make(feedforward="tree:depth=2,leaf_width=2")
     model(ids)

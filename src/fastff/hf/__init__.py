@@ -3,8 +3,10 @@
 Importing it registers both with Transformers' Auto classes.
 """
 
+from fastff.hf.auxiliary import AuxiliaryLossTrainer
 from fastff.hf.model_card import write_model_card
 from fastff.hf.replace import FeedForwardConfig, FeedForwardFunction, feedforward_modules, replace_feedforward
+from fastff.hf.routing_callback import RoutingCallback
 from fastff.hf.ultra_fast_bert import (
     UltraFastBertConfig,
     UltraFastBertForMaskedLM,
@@ -15,8 +17,10 @@ from fastff.hf.ultra_fast_bert import (
 )
 
 __all__ = [
+    "AuxiliaryLossTrainer",
     "FeedForwardConfig",
     "FeedForwardFunction",
+    "RoutingCallback",
     "UltraFastBertConfig",
     "UltraFastBertForMaskedLM",
     "UltraFastBertForQuestionAnswering",

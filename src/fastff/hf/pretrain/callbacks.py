@@ -11,9 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fastff.files import write_json
 from fastff.hf.pretrain.checkpoints import PROGRESS
-from fastff.hf.pretrain.log import SHOWN, RunLog
+from fastff.hf.pretrain.log import RunLog
 from fastff.hf.pretrain.schedule import Progress
-from fastff.nn.usage import LayerUse, add_use, collapse_warning
+from fastff.hf.routing_callback import RoutingCallback
+from fastff.nn.usage import collapse_warning
 
 
 class BudgetCallback(TrainerCallback):
@@ -62,22 +63,21 @@ class BudgetCallback(TrainerCallback):
         self.accelerator.wait_for_everyone()
 
 
-class LogCallback(TrainerCallback):
+class LogCallback(RoutingCallback):
     """Records the loss, and evaluations with the routing of all their batches.
 
     Args:
         progress: of the run.
-        accelerator: sums over processes.
         log: None in all processes but the main one.
 
     Attributes:
         evaluation: the newest row of the log.
     """
 
-    def __init__(self, progress: Progress, accelerator: Accelerator, log: RunLog | None) -> None:
-        self.progress, self.accelerator, self.log = progress, accelerator, log
+    def __init__(self, progress: Progress, log: RunLog | None) -> None:
+        super().__init__()
+        self.progress, self.log = progress, log
         self.evaluation: dict[str, Any] = {}
-        self._layers: dict[str, LayerUse] = {}
         self._then = (progress.tokens, progress.seconds)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
@@ -95,21 +95,10 @@ class LogCallback(TrainerCallback):
         if self.log:
             self.log.step(row, p.share, (p.tokens - tokens) / (p.seconds - seconds))
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
-        add_use(given["model"], self._layers)
-
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        device = self.accelerator.device
-        if self.accelerator.num_processes > 1:
-            for use in self._layers.values():
-                use.map(lambda counts: self.accelerator.reduce(counts.to(device), "sum").cpu())
-        uses = {name: use.to_dict() for name, use in self._layers.items()}
-        self._layers = {}
-        layers = {name: {key: use[key] for key in ("leaves", *SHOWN)} for name, use in uses.items()}
-        self.evaluation = self._row() | {"validation_loss": given["metrics"]["eval_loss"], "layers": layers}
-        warning = None if self.progress.warned else collapse_warning(layers)
+        self.take(args.device)
+        self.evaluation = self._row() | {"validation_loss": given["metrics"]["eval_loss"], "layers": self.routing}
+        warning = None if self.progress.warned else collapse_warning(self.routing)
         self.progress.warned = self.progress.warned or warning is not None
         if self.log:
             self.log.evaluation(self.evaluation, warning)

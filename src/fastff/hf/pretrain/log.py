@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastff.files import write_atomically
 
-SHOWN = ("effective_leaves", "used_leaves", "mean_entropy")  # of each layer
+EVENTS = ("effective_leaves", "used_leaves", "mean_entropy")  # of each layer
 
 
 class RunLog:
@@ -71,7 +71,7 @@ class RunLog:
             if isinstance(value, int | float) and key != "step":
                 self._events.add_scalar(key, value, row["step"])
         for name, use in row.get("layers", {}).items():
-            for key in SHOWN:
+            for key in EVENTS:
                 self._events.add_scalar(f"{name}/{key}", use[key], row["step"])
         self._events.flush()
 

@@ -154,7 +154,7 @@ class _Run:
         accelerator = self.trainer.accelerator
         with interrupts() as interrupted:
             budget = BudgetCallback(self.progress, accelerator, interrupted)
-            self.log = LogCallback(self.progress, accelerator, log)
+            self.log = LogCallback(self.progress, log)
             self.trainer.add_callback(budget)
             self.trainer.add_callback(self.log)
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
