@@ -120,4 +120,4 @@ def _bert(s: Settings, model: Any) -> Any:
     return bert
 
 
-SUITE = Suite("UltraFastBERT by feedforward layer, inference", groups, rounds=5)
+SUITE = Suite("UltraFastBERT by feedforward layer, inference", groups, rounds=11)
