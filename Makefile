@@ -18,7 +18,7 @@ environment = $(PYTHON) -m venv --clear $(1) && $(BIN)/python $(SITE) > "$$($(1)
 
 help:
 	@echo "make demo      set up (about 3 minutes) and compare all layers on digits, then their speed (about 2 minutes on 2 cores); DATA=... for other data"
-	@echo "make test      set up (about 3 minutes) and run the tests (about 3 minutes)"
+	@echo "make test      set up (about 3 minutes) and run the tests (about 4 minutes)"
 	@echo "make test-all  the slow tests, make sanitize and make transformers-tests too"
 	@echo "make sanitize  the tests of the operators under the address and undefined behaviour sanitizers (GCC)"
 	@echo "make transformers-tests  Transformers' own common tests of a model, on UltraFastBERT"
@@ -48,11 +48,11 @@ demo: setup
 	$(BIN)/fastff bench quick --out "$(OUT)/speed"
 
 test: setup
-	@echo "Running the tests: about 3 minutes."
+	@echo "Running the tests: about 4 minutes."
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-all: setup sanitize transformers-tests
-	@echo "Running all tests: about 10 minutes."
+	@echo "Running all tests: about 15 minutes."
 	$(BIN)/python -m pytest -q
 
 # Python is not sanitised, so the sanitizer's library must be loaded first, and with it the C++ library, whose exceptions it
