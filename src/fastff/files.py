@@ -22,6 +22,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n"))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file `path`; ValueError if it is damaged or holds something else."""
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    return value
+
+
 def lock_folder(folder: Path) -> IO[str]:
     """Keep other processes from writing to `folder` until the returned file is closed, or this process ends.
 

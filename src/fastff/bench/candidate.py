@@ -1,5 +1,6 @@
 """What is compared, by label: a layer or a model, its dtype, and what is timed in its place."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ class UnavailableError(Exception):
     """This installation cannot run a candidate."""
 
 
-class Candidate:
+class Candidate(ABC):
     """One line of a comparison.
 
     Attributes:
@@ -43,13 +44,13 @@ class Candidate:
     def dtype_name(self) -> str:
         return "int8" if self.series.endswith("int8") else str(self.dtype).removeprefix("torch.")
 
+    @abstractmethod
     def build(self, *, training: bool) -> nn.Module:
         """The module that is timed, all its weights random."""
-        raise NotImplementedError
 
+    @abstractmethod
     def working_bytes(self, tokens: int, *, training: bool) -> int:
         """About what a call needs beside the weights: hidden values, and in training gradients."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

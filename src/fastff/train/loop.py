@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fastff
-from fastff.files import lock_folder, write_atomically, write_json
+from fastff.files import write_atomically, write_json
 from fastff.interrupts import Interrupted, interrupts
 from fastff.nn.usage import collapse_warning
+from fastff.run_folder import claim_folder, is_finished
 from fastff.train.augment import augment
 from fastff.train.checkpoint import load_checkpoint, save_checkpoint
 from fastff.train.config import TrainConfig
@@ -74,14 +75,12 @@ def train(
         Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
     """
     folder = Path(folder)
-    finished = _finished(config, folder, resume)
-    if finished is not None:
-        return finished
+    if is_finished(config, folder, resume):
+        return load_result(folder)
     run = _Run(config, folder, data or load_config_data(config), checkpoint_seconds, (folder / "config.json").exists())
     log = lock = None
     if run.main:
-        _make_folder(config, folder)  # only now, so that settings that cannot run leave nothing behind
-        lock = lock_folder(folder)
+        lock = claim_folder(config, folder)  # only now, so that settings that cannot run leave nothing behind
         log = RunLog(folder, run.progress.history, f"{config.layer} on {config.data}", quiet)
     run.accelerator.wait_for_everyone()
     try:
@@ -108,27 +107,6 @@ def load_config_data(config: TrainConfig) -> Data:
         validation=config.validation,
         limit=config.limit,
     )
-
-
-def _finished(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """The result of the run in `folder` if it is finished; ValueError if the folder holds what cannot be resumed."""
-    path = folder / "config.json"
-    if not path.exists():
-        if (folder / "checkpoints").exists():
-            raise ValueError(f"folder {str(folder)!r} holds checkpoints but no config.json: name another folder")
-        return None
-    if not resume:
-        raise ValueError(f"folder {str(folder)!r} already holds a run: resume it, or name another folder")
-    config.check_same(folder)
-    return load_result(folder) if (folder / "result.json").exists() else None
-
-
-def _make_folder(config: TrainConfig, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config.to_dict())
-    except OSError as error:
-        raise ValueError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
 
 
 def load_result(folder: Path) -> dict[str, Any]:

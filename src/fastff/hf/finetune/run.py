@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import transformers
 
-from fastff.files import lock_folder, write_json
+from fastff.files import read_object, write_json
 from fastff.hf.finetune.config import FinetuneConfig
 from fastff.hf.finetune.log import FinetuneLog
 from fastff.hf.finetune.models import Candidate, find_models
-from fastff.hf.finetune.tuning import Tuning, read_result, result_path
+from fastff.hf.finetune.tuning import Tuning, result_path
 from fastff.interrupts import Interrupted, interrupts
+from fastff.run_folder import claim_folder
 
 
 def finetune(
@@ -52,7 +53,8 @@ def finetune(
     runs = [(candidate, seed) for seed in range(config.seeds) for candidate in candidates]
     with _quiet_transformers():
         tuning = Tuning(config, folder, candidates)
-        with _claim(config, folder), interrupts() as interrupted, FinetuneLog(len(runs), quiet) as log:
+        with claim_folder(config, folder), interrupts() as interrupted, FinetuneLog(len(runs), quiet) as log:
+            (folder / "runs").mkdir(exist_ok=True)
             for done, (candidate, seed) in enumerate(runs):
                 if not result_path(folder, candidate, seed).exists():
                     log.begin(f"{candidate.label}, seed {seed}", done)
@@ -75,7 +77,7 @@ def _check_folder(candidates: list[Candidate], config: FinetuneConfig, folder: P
     dataclasses.replace(config, seeds=seeds).check_same(folder)
     for candidate in candidates:
         for path in (result_path(folder, candidate, seed) for seed in range(config.seeds)):
-            place = read_result(path).get("model") if path.exists() else candidate.place
+            place = read_object(path).get("model") if path.exists() else candidate.place
             if place != candidate.place:
                 raise ValueError(f"{path} is of the model {place!r}, got {candidate.place!r}: name another folder")
 
@@ -83,20 +85,9 @@ def _check_folder(candidates: list[Candidate], config: FinetuneConfig, folder: P
 def _finished(candidates: list[Candidate], config: FinetuneConfig, folder: Path) -> dict[str, Any] | None:
     """The summary if it is of these models and settings."""
     path = folder / "summary.json"
-    summary = read_result(path) if path.exists() else {}
+    summary = read_object(path) if path.exists() else {}
     same = summary.get("settings") == config.to_dict()
     return summary if same and [row["label"] for row in summary["models"]] == [c.label for c in candidates] else None
-
-
-def _claim(config: FinetuneConfig, folder: Path) -> IO[str]:
-    """Make the folder, with its config.json; returns its lock."""
-    try:
-        (folder / "runs").mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder)
-        write_json(folder / "config.json", config.to_dict())
-    except OSError as error:
-        raise ValueError(f"folder {str(folder)!r} cannot be written: {error.strerror}") from None
-    return lock
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The runs of all models on one task, one after the other, and the measurement of all models at once."""
 
-import json
 import shutil
 import threading
 from pathlib import Path
@@ -11,7 +10,7 @@ import transformers
 from transformers import DataCollatorWithPadding, PrinterCallback
 
 import fastff
-from fastff.files import write_json
+from fastff.files import read_object, write_json
 from fastff.hf.finetune.callbacks import FinetuneCallback, Progress
 from fastff.hf.finetune.config import FinetuneConfig
 from fastff.hf.finetune.data import encode, load_task
@@ -94,7 +93,7 @@ class Tuning:
             )
         seconds = inference_seconds(subjects, interrupted)
         results = {
-            c.label: [read_result(result_path(self.folder, c, seed)) for seed in range(self.config.seeds)]
+            c.label: [read_object(result_path(self.folder, c, seed)) for seed in range(self.config.seeds)]
             for c in self.candidates
         }
         return {
@@ -121,14 +120,3 @@ def _save(model: Any, tokenizer: Any, place: Path, results: dict[str, str]) -> N
 
 def result_path(folder: Path, candidate: Candidate, seed: int) -> Path:
     return folder / "runs" / f"{candidate.label}-seed{seed}.json"
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """The content of a JSON file with an object; ValueError if it is damaged."""
-    try:
-        result = json.loads(path.read_text())
-        if not isinstance(result, dict):
-            raise ValueError(f"it holds a {type(result).__name__}")
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    return result

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 import fastff
-from fastff.files import write_json
+from fastff.files import read_object, write_json
 from fastff.hf.model_card import write_model_card
 from fastff.hf.pretrain.arguments import training_arguments
 from fastff.hf.pretrain.callbacks import BudgetCallback, LogCallback
@@ -29,7 +29,6 @@ from fastff.hf.pretrain.data import (
     mixed_seed,
     packed,
 )
-from fastff.hf.pretrain.folder import claim, finished
 from fastff.hf.pretrain.log import RunLog
 from fastff.hf.pretrain.models import build_model
 from fastff.hf.pretrain.schedule import Progress
@@ -38,6 +37,7 @@ from fastff.hf.text import load_tokenizer
 from fastff.interrupts import Interrupted, interrupts
 from fastff.nn import FeedForwardLayer, initialise_from_data
 from fastff.nn.routed import TreeLayer
+from fastff.run_folder import claim_folder, is_finished
 
 INITIALISE_TOKENS = 4000  # what `initialise_from_data` looks at
 
@@ -61,15 +61,14 @@ def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, q
         Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
     """
     folder = Path(out)
-    result = finished(config, folder, resume)
-    if result is not None:
-        return result
+    if is_finished(config, folder, resume):
+        return read_object(folder / "result.json")
     fresh = not (folder / "config.json").exists()
     args = training_arguments(config, folder)  # processes wait for each other here, after having looked at the folder
     main, log, lock = args.process_index == 0, None, None
     try:
         if main:
-            lock = claim(config, folder)
+            lock = claim_folder(config, folder)
             drop_partial(folder / "checkpoints")
         transformers.logging.disable_progress_bar()  # of every file that is saved
         try:
