@@ -12,6 +12,17 @@ class DataError(ValueError):
     """The data cannot be used; the message says what is wrong and where."""
 
 
+def string_columns(table: Any) -> list[str]:
+    """The columns of a data set that hold strings."""
+    import datasets
+
+    return [
+        column
+        for column, feature in table.features.items()
+        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    ]
+
+
 def open_data(name: str) -> tuple[dict[str, Any], str]:
     """The splits of a file, folder or hub id as memory-mapped data sets, and where they are from.
 

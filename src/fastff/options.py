@@ -3,7 +3,8 @@
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -26,6 +27,37 @@ class Settings:
             value = getattr(self, name)
             if not (type(value) in kinds or (type(value) is int and float in kinds)):
                 raise TypeError(f"{name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+
+    def check_choice(self, name: str, choices: Sequence[str]) -> None:
+        """Raise ValueError unless the setting is one of `choices`."""
+        if getattr(self, name) not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+    def check_counts(self, *names: str) -> None:
+        """Raise ValueError unless each is at least 1, or None."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def check_positive(self, *names: str) -> None:
+        """Raise ValueError unless each is a finite number above 0, or None."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+    def check_weights(self, *names: str) -> None:
+        """Raise ValueError unless each is a finite number of at least 0."""
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+
+    def check_shares(self, *names: str) -> None:
+        """Raise ValueError unless each is in [0, 1)."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

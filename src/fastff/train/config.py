@@ -51,25 +51,14 @@ class TrainConfig(Settings):
         """Raises ValueError or TypeError that names the setting and its value."""
         super().__post_init__()
         parse_layer(self.layer)
-        for name, choices in (
-            ("model", MODELS),
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("hardening_schedule", HARDENING_SCHEDULES),
-            ("precision", PRECISIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "accumulation", "block_batch", "plateau_epochs", "patience", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "weight_decay", "hardening", "balance", "importance", "load", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        for name in ("momentum", "warmup", "input_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        self.check_choice("model", MODELS)
+        self.check_choice("optimizer", OPTIMIZERS)
+        self.check_choice("schedule", SCHEDULES)
+        self.check_choice("hardening_schedule", HARDENING_SCHEDULES)
+        self.check_choice("precision", PRECISIONS)
+        self.check_counts("epochs", "batch_size", "accumulation", "block_batch", "plateau_epochs", "patience", "limit")
+        self.check_weights("lr", "weight_decay", "hardening", "balance", "importance", "load", "seed")
+        self.check_shares("momentum", "warmup", "input_dropout")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")
         if self.accumulation > self.batch_size:

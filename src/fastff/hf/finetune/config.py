@@ -1,6 +1,5 @@
 """The settings of a fine-tuning: everything that its result depends on but the models."""
 
-import math
 from dataclasses import dataclass
 
 from fastff.options import Settings, setting
@@ -33,19 +32,10 @@ class FinetuneConfig(Settings):
         super().__post_init__()
         if not self.data:
             raise ValueError("data must be named, got ''")
-        for name in ("limit", "length", "epochs", "batch_size", "seeds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "epsilon", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "balance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        for name in ("warmup", "beta1", "beta2", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        self.check_counts("limit", "length", "epochs", "batch_size", "seeds")
+        self.check_positive("lr", "epsilon", "clip")
+        self.check_weights("weight_decay", "balance")
+        self.check_shares("warmup", "beta1", "beta2", "dropout")
         if self.text_column is not None and not 1 <= len(self.text_columns) <= 2:
             raise ValueError(f"text_column must name one or two columns, got {self.text_column!r}")
 

@@ -7,7 +7,7 @@ import datasets
 import torch
 
 from fastff.hf.finetune.config import FinetuneConfig
-from fastff.open_data import DataError, open_data
+from fastff.open_data import DataError, open_data, string_columns
 
 # Of GLUE and its like; the first whose columns are all there are the texts.
 TEXT_COLUMNS = (
@@ -86,11 +86,7 @@ def encode(rows: Any, text_columns: list[str], tokenizer: Any, length: int) -> A
 
 
 def _text_columns(config: FinetuneConfig, table: Any, where: str) -> list[str]:
-    strings = [
-        column
-        for column, feature in table.features.items()
-        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-    ]
+    strings = string_columns(table)
     for column in config.text_columns:
         if column not in strings:
             found = ", ".join(table.column_names)

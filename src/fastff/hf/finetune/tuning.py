@@ -19,8 +19,8 @@ from fastff.hf.finetune.models import Candidate, describe
 from fastff.hf.finetune.speed import batches_of, inference_seconds
 from fastff.hf.finetune.summary import summarise_models
 from fastff.hf.finetune.trainer import FinetuneTrainer, accuracy, predicted_classes, training_arguments
-from fastff.hf.model_card import write_model_card
 from fastff.hf.pretrain.checkpoints import drop_partial, newest_checkpoint
+from fastff.hf.save import save_whole
 from fastff.interrupts import Interrupted
 
 
@@ -49,10 +49,11 @@ class Tuning:
         progress = Progress.read(checkpoint) if checkpoint else Progress()
         tokenizer = self.tokenizers[candidate.label]
         transformers.set_seed(seed)
+        model = candidate.load(self.task, self.config)
         trainer = FinetuneTrainer(
             progress,
             self.config.balance,
-            model=candidate.load(self.task, self.config),
+            model=model,
             args=training_arguments(self.config, seed, checkpoints),
             train_dataset=self.train_rows[candidate.label],
             eval_dataset=self.validation_rows[candidate.label],
@@ -69,7 +70,8 @@ class Tuning:
         last = progress.epochs[-1]
         if save_model:
             results = {f"accuracy on {Path(self.config.data).name}": f"{last['validation_accuracy']:.2f} %"}
-            _save(trainer.model, tokenizer, self.folder / "models" / path.stem, results)
+            place = self.folder / "models" / path.stem
+            save_whole(model, tokenizer, place, title=place.name, results=results)
         result = {
             "model": candidate.place,
             "seed": seed,
@@ -105,17 +107,6 @@ class Tuning:
             "samples": {"train": len(self.task.train), "validation": len(self.task.validation)},
             "models": summarise_models(self.facts, results, seconds),
         }
-
-
-def _save(model: Any, tokenizer: Any, place: Path, results: dict[str, str]) -> None:
-    """Put both and a model card into the folder `place`, whole or not at all."""
-    partial = place.with_name(f".{place.name}.tmp")
-    for old in (partial, place):
-        shutil.rmtree(old, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    write_model_card(model, partial, title=place.name, results=results)
-    partial.rename(place)
 
 
 def result_path(folder: Path, candidate: Candidate, seed: int) -> Path:

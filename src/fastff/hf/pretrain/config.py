@@ -1,6 +1,5 @@
 """The settings of a pretraining run: everything that its result depends on."""
 
-import math
 from dataclasses import dataclass
 
 from fastff.nn import parse_layer
@@ -57,9 +56,9 @@ class PretrainConfig(Settings):
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError that names the setting and its value."""
         super().__post_init__()
-        for name, choices in (("objective", OBJECTIVES), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        self.check_choice("objective", OBJECTIVES)
+        self.check_choice("schedule", SCHEDULES)
+        self.check_choice("precision", PRECISIONS)
         for name in ("data", "model"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must be named, got ''")
@@ -72,23 +71,11 @@ class PretrainConfig(Settings):
             raise ValueError(f"one of tokens and minutes must be given, got {self.tokens} and {self.minutes}")
         if self.from_weights and self.shape:
             raise ValueError(f"shape must be '' with from_weights, which has its own; got {self.shape!r}")
-        for name in (
-            *("vocab_size", "length", "validation", "tokens", "batch_size", "start_batch", "end_batch"),
-            *("logs", "evaluations", "checkpoints"),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("minutes", "lr", "epsilon", "clip", "mask_share"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a finite number above 0, got {value}")
-        for name in ("weight_decay", "balance", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        for name in ("ramp_until", "warmup", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        self.check_counts("vocab_size", "length", "validation", "tokens", "batch_size", "start_batch", "end_batch")
+        self.check_counts("logs", "evaluations", "checkpoints")
+        self.check_positive("minutes", "lr", "epsilon", "clip", "mask_share")
+        self.check_weights("weight_decay", "balance", "seed")
+        self.check_shares("ramp_until", "warmup", "beta1", "beta2")
         if self.end_batch < self.start_batch:
             raise ValueError(f"end_batch must be at least start_batch = {self.start_batch}, got {self.end_batch}")
         if self.mask_share > 1:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 import fastff
 from fastff.files import read_object, write_json
-from fastff.hf.model_card import write_model_card
 from fastff.hf.pretrain.arguments import training_arguments
 from fastff.hf.pretrain.callbacks import BudgetCallback, LogCallback
 from fastff.hf.pretrain.checkpoints import drop_partial, newest_checkpoint, read_progress
@@ -33,6 +32,7 @@ from fastff.hf.pretrain.log import RunLog
 from fastff.hf.pretrain.models import build_model
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.pretrain.trainer import PretrainTrainer
+from fastff.hf.save import save_whole
 from fastff.hf.text import load_tokenizer
 from fastff.interrupts import Interrupted, interrupts
 from fastff.nn import FeedForwardLayer, initialise_from_data
@@ -177,17 +177,12 @@ class _Run:
             "layers": evaluation["layers"],
         }
         if accelerator.is_main_process:
-            place, partial = self.folder / "model", self.folder / ".model.tmp"
-            shutil.rmtree(partial, ignore_errors=True)
-            model.save_pretrained(partial, state_dict=state)
-            self.tokenizer.save_pretrained(partial)
             results = {
                 f"validation loss, {self.config.objective} language model": f"{result['validation_loss']:.4f}",
                 "pretraining tokens": f"{p.tokens:,}",
             }
-            write_model_card(model, partial, title=self.folder.resolve().name, results=results)
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(partial, place)
+            title = self.folder.resolve().name
+            save_whole(model, self.tokenizer, self.folder / "model", title=title, results=results, state_dict=state)
             write_json(self.folder / "result.json", result)
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         accelerator.wait_for_everyone()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastff.open_data import DataError, open_data
+from fastff.open_data import DataError, open_data, string_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,16 +100,10 @@ def chunks(text: str) -> Iterator[str]:
 
 def _text(data: str, splits: dict[str, Any], split: str, text_column: str | None) -> tuple[Dataset, str]:
     """The split with its text column alone, and that column's name."""
-    import datasets
-
     if split not in splits:
         raise DataError(f"data {data!r}: no split {split!r}; its splits are {', '.join(splits)}")
     table = splits[split]
-    strings = [
-        column
-        for column, feature in table.features.items()
-        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-    ]
+    strings = string_columns(table)
     column = text_column or ("text" if "text" in strings or len(strings) != 1 else strings[0])
     if column not in strings:
         asked = f"text_column {text_column!r}" if text_column else "'text', or a single column of strings,"
