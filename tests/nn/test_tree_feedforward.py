@@ -79,7 +79,7 @@ def test_a_leaf_that_saw_no_token_has_zero_gradient_and_its_base_has_not(gradien
 
 
 def test_offsets_start_at_zero_so_that_all_leaves_are_alike():
-    layer = TreeFeedForward(6, 5, depth=3, leaf_width=2)
+    layer = TreeFeedForward(6, 5, depth=3, leaf_width=2, two_sided=False)
     assert all(torch.count_nonzero(getattr(layer, name)) == 0 for name in LEAF)
     with torch.no_grad():
         layer.node_out.zero_()

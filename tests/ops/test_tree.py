@@ -31,18 +31,27 @@ class Tree(NamedTuple):
 
 
 def make_tree(
-    T: int = 7, I: int = 5, O: int = 3, K: int = 2, D: int = 3, W: int = 2, S: int = 1, parts: str = "both"
+    T: int = 7,
+    I: int = 5,
+    O: int = 3,
+    K: int = 2,
+    D: int = 3,
+    W: int = 2,
+    S: int = 1,
+    leaf_S: int = 1,
+    parts: str = "both",
 ) -> Tree:
-    """`parts`: "both", "nodes" or "leaves" put something out."""
+    """`parts`: "both", "nodes" or "leaves" put something out; S, leaf_S output rows a node and a leaf's neuron."""
     N, L = 2**D - 1, 2**D
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=F64, requires_grad=True)
 
     node_out = None if parts == "leaves" else random(K, N, S, O)
-    leaves = (
-        None if parts == "nodes" else Leaves(random(K, L, W, I), random(K, L, W), random(K, L, W, O), random(K, L, O))
-    )
+    leaves = None
+    if parts != "nodes":
+        w2 = random(K, L, W, 2, O) if leaf_S == 2 else random(K, L, W, O)
+        leaves = Leaves(random(K, L, W, I), random(K, L, W), w2, random(K, L, O))
     return Tree(random(T, I), random(K, N, I), random(K, N), node_out, leaves)
 
 
@@ -85,7 +94,12 @@ def oracle(tree: Tree, activation: str, sides: Callable[[Tensor, Tensor], tuple[
             y = y + reach[n][:, None] * contribution
         for leaf in range(N + 1 if leaves is not None else 0):
             w1, b1, w2, b2 = (t[k, leaf] for t in leaves)
-            y = y + reach[N + leaf][:, None] * (activate(x @ w1.T + b1, activation) @ w2 + b2)
+            z = x @ w1.T + b1
+            if w2.dim() == 2:
+                out = activate(z, activation) @ w2
+            else:
+                out = torch.relu(-z) @ w2[:, 0] + torch.relu(z) @ w2[:, 1]
+            y = y + reach[N + leaf][:, None] * (out + b2)
     return y
 
 
@@ -104,11 +118,11 @@ def assert_equals_oracle(tree: Tree, gradient: str, activation: str = "gelu") ->
 
 
 @pytest.mark.parametrize("gradient", sorted(SIDES))
-@pytest.mark.parametrize("S", [1, 2])
+@pytest.mark.parametrize(("S", "leaf_S"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("K", [1, 2, 3])
 @pytest.mark.parametrize("D", range(5))
-def test_output_and_every_gradient_equal_the_oracle(D, K, S, gradient):
-    assert_equals_oracle(make_tree(K=K, D=D, S=S), gradient)
+def test_output_and_every_gradient_equal_the_oracle(D, K, S, leaf_S, gradient):
+    assert_equals_oracle(make_tree(K=K, D=D, S=S, leaf_S=leaf_S), gradient)
 
 
 @pytest.mark.parametrize("gradient", sorted(SIDES))
@@ -129,6 +143,7 @@ def test_trees_of_nodes_or_of_leaves_alone_equal_the_oracle(parts, gradient):
             "D": st.integers(1, 4),
             "W": st.integers(1, 3),
             "S": st.integers(1, 2),
+            "leaf_S": st.integers(1, 2),
             "parts": st.sampled_from(["both", "nodes", "leaves"]),
         }
     ),

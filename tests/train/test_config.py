@@ -41,7 +41,7 @@ def test_a_setting_of_the_wrong_type_is_named():
         TrainConfig(epochs=1.5)
     with pytest.raises(TypeError, match="lr"):
         TrainConfig(lr="fast")
-    for setting in ({"augment": "yes"}, {"seed": 1.5}, {"warmup": None}, {"layer": 5}, {"data": 5}, {"epochs": True}):
+    for setting in ({"flip": "yes"}, {"seed": 1.5}, {"warmup": None}, {"layer": 5}, {"data": 5}, {"epochs": True}):
         with pytest.raises(TypeError, match=next(iter(setting))):
             TrainConfig(**setting)
     assert TrainConfig(lr=1).lr == 1

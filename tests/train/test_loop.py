@@ -221,11 +221,11 @@ def test_a_run_that_diverges_ends_and_says_so(tmp_path, capsys):
     json.loads((tmp_path / "result.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
 
 
-def test_augmenting_vectors_is_refused_and_leaves_nothing(tmp_path):
+def test_moving_vectors_is_refused_and_leaves_nothing(tmp_path):
     rows = "\n".join(f"{i},{i % 3},{i % 2}" for i in range(40))
     (tmp_path / "v.csv").write_text(f"a,b,label\n{rows}\n")
-    with pytest.raises(ValueError, match="augment needs images"):
-        train(TrainConfig(data=str(tmp_path / "v.csv"), augment=True), tmp_path / "run", quiet=True)
+    with pytest.raises(ValueError, match="shift and flip need images"):
+        train(TrainConfig(data=str(tmp_path / "v.csv"), shift=1), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 

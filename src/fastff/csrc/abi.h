@@ -1,7 +1,8 @@
 // What crosses from the operators to the kernels that are compiled for each instruction set: plain memory and sizes.
 //
 // Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf width, S output rows a node (0: nodes
-// do not contribute), I and O features, E experts. W is 0 where a tree has no leaves. All tensors are contiguous.
+// do not contribute), leaf_S of a leaf's neuron, I and O features, E experts. W is 0 where a tree has no leaves. All
+// tensors are contiguous.
 #pragma once
 
 #include <stdint.h>
@@ -20,7 +21,7 @@ struct Pool {
 };
 
 struct Tree {
-  int64_t T, K, D, I, O, S, W;
+  int64_t T, K, D, I, O, S, W, leaf_S;
   Activation activation;
   const void* x;            // (T, I)
   const void* node_weight;  // (K, N, I)
@@ -28,11 +29,11 @@ struct Tree {
   const void* node_out;     // (K, N, S, O) or null
   const void* w1;           // (K, L, W, I) or null
   const void* b1;           // (K, L, W)
-  const void* w2;           // (K, L, W, O)
+  const void* w2;           // (K, L, W, leaf_S, O)
   const void* b2;           // (K, L, O)
   const void* base_w1;      // (K, W, I), added to every leaf of a tree, or null
   const void* base_b1;      // (K, W)
-  const void* base_w2;      // (K, W, O)
+  const void* base_w2;      // (K, W, leaf_S, O)
   const void* base_b2;      // (K, O)
   const void* mask;         // (T, K, W), a factor of each hidden neuron, or null
 };

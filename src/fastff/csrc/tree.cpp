@@ -11,6 +11,13 @@ struct TreeTensors {
   OptionalTensor node_out, w1, b1, w2, b2, base_w1, base_b1, base_w2, base_b2, mask;
 };
 
+static void check_w2(const char* name, const Tensor& tensor, ScalarType dtype, const Tree& a, int64_t leaves) {
+  if (a.leaf_S == 2)
+    check(name, tensor, dtype, {a.K, leaves, a.W, 2, a.O});
+  else
+    check(name, tensor, dtype, {a.K, leaves, a.W, a.O});
+}
+
 static Tree checked(TreeTensors& t, int64_t activation) {
   STD_TORCH_CHECK(t.x.is_cpu(), "x must be on the CPU");
   dtype_of(t.x);
@@ -44,13 +51,16 @@ static Tree checked(TreeTensors& t, int64_t activation) {
   bool all = t.b1 && t.w2 && t.b2;
   STD_TORCH_CHECK(t.w1 ? all : !(t.b1 || t.w2 || t.b2), "w1, b1, w2 and b2 must be given together");
   if (t.w1) {
-    STD_TORCH_CHECK(t.w1->dim() == 4 && t.w2->dim() == 4, "w1 and w2 must have 4 dimensions (K, L, W, I or O)");
+    int64_t dim = t.w2->dim();
+    STD_TORCH_CHECK(t.w1->dim() == 4, "w1 must have 4 dimensions (K, L, W, I), got ", t.w1->dim());
+    STD_TORCH_CHECK(dim == 4 || dim == 5, "w2 must have dimensions (K, L, W, O) or (K, L, W, 2, O), got ", dim);
     a.W = t.w1->size(2);
+    a.leaf_S = dim - 3;
     STD_TORCH_CHECK(a.W > 0, "a leaf must have neurons, got w1 with none");
-    if (!t.node_out) a.O = t.w2->size(3);
+    if (!t.node_out) a.O = t.w2->size(dim - 1);
     check("w1", *t.w1, dtype, {a.K, L, a.W, a.I});
     check("b1", *t.b1, dtype, {a.K, L, a.W});
-    check("w2", *t.w2, dtype, {a.K, L, a.W, a.O});
+    check_w2("w2", *t.w2, dtype, a, L);
     check("b2", *t.b2, dtype, {a.K, L, a.O});
   }
   if (t.base_w1 || t.base_b1 || t.base_w2 || t.base_b2) {
@@ -58,7 +68,7 @@ static Tree checked(TreeTensors& t, int64_t activation) {
     STD_TORCH_CHECK(t.w1, "a base needs leaves");
     check("base_w1", *t.base_w1, dtype, {a.K, 1, a.W, a.I});
     check("base_b1", *t.base_b1, dtype, {a.K, 1, a.W});
-    check("base_w2", *t.base_w2, dtype, {a.K, 1, a.W, a.O});
+    check_w2("base_w2", *t.base_w2, dtype, a, 1);
     check("base_b2", *t.base_b2, dtype, {a.K, 1, a.O});
   }
   if (t.mask) check("mask", *t.mask, dtype, {a.T, a.K, a.W});
@@ -220,7 +230,8 @@ tree_backward(
     pointer = result.mutable_data_ptr();
     return result;
   };
-  Shape nodes{a.K, N}, leaves{a.K, L};
+  Shape nodes{a.K, N}, leaves{a.K, L}, w2_shape{a.W, a.O};
+  if (a.leaf_S == 2) w2_shape.insert(w2_shape.begin() + 1, 2);
   std::tuple result{
       gradient_of(0, a.grad_x, true, nullptr, {a.T}, {a.I}),
       gradient_of(1, a.grad_node_weight, true, &touched.nodes, nodes, {a.I}),
@@ -229,11 +240,11 @@ tree_backward(
                   node_out && node_out->dim() == 3 ? Shape{a.O} : Shape{a.S, a.O}),
       gradient_of(4, a.grad_w1, a.W > 0, &touched.leaves, leaves, {a.W, a.I}),
       gradient_of(5, a.grad_b1, a.W > 0, &touched.leaves, leaves, {a.W}),
-      gradient_of(6, a.grad_w2, a.W > 0, &touched.leaves, leaves, {a.W, a.O}),
+      gradient_of(6, a.grad_w2, a.W > 0, &touched.leaves, leaves, w2_shape),
       gradient_of(7, a.grad_b2, a.W > 0, &touched.leaves, leaves, {a.O}),
       gradient_of(8, a.grad_base_w1, a.base_w1, nullptr, {a.K, 1}, {a.W, a.I}),
       gradient_of(9, a.grad_base_b1, a.base_w1, nullptr, {a.K, 1}, {a.W}),
-      gradient_of(10, a.grad_base_w2, a.base_w1, nullptr, {a.K, 1}, {a.W, a.O}),
+      gradient_of(10, a.grad_base_w2, a.base_w1, nullptr, {a.K, 1}, w2_shape),
       gradient_of(11, a.grad_base_b2, a.base_w1, nullptr, {a.K, 1}, {a.O}),
       touched.nodes,
       touched.leaves,

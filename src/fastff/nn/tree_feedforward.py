@@ -26,12 +26,12 @@ class TreeFeedForward(TreeLayer):
         depth: levels of nodes, 0 or more; 2^depth leaves a tree.
         leaf_width: hidden neurons of a leaf.
         trees: K.
-        activation: a key of `fastff.ops.ACTIVATIONS`, of the leaves and of one-sided nodes.
+        activation: a key of `fastff.ops.ACTIVATIONS`, of one-sided neurons.
         gradient: of the decisions in training (in eval mode it is "none"): "exact" (straight-through; depth + 1 leaves
             a token and tree), "sampled" (one level a token at random, times depth: unbiased; 2 leaves), "chosen"
             (without the side not taken; 1 leaf), "none".
-        two_sided: a node has two output rows and adds relu(z) times the right or relu(-z) times the left; otherwise one
-            row, and adds activation(z) times it. The executed cost is the same.
+        two_sided: a neuron, of a node or a leaf, has two output rows and adds relu(z) times the right or relu(-z) times
+            the left; otherwise one row, and adds activation(z) times it. The executed cost is the same.
         shared_base: in training a leaf is base + offset, with one base for all leaves of a tree, so that what one
             leaf learns serves its neighbours. Until `merge_base` adds the base in, a token runs the base's hidden
             neurons beside its leaf's (on the reference backend each forward adds it to all leaves); after it
@@ -42,8 +42,8 @@ class TreeFeedForward(TreeLayer):
         device, dtype: of the parameters.
 
     Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, S = 2 if two_sided else 1): node_weight (K, N, in),
-    node_bias (K, N), node_out (K, N, S, out), leaf_w1 (K, L, W, in), leaf_b1 (K, L, W), leaf_w2 (K, L, W, out),
-    leaf_b2 (K, L, out), and with shared_base for each of the last four a base_... with 1 in place of L, the leaf's own
+    node_bias (K, N), node_out (K, N, S, out), leaf_w1 (K, L, W, in), leaf_b1 (K, L, W),
+    leaf_w2 (K, L, W, 2, out) if two_sided else (K, L, W, out), leaf_b2 (K, L, out), and with shared_base for each of the last four a base_... with 1 in place of L, the leaf's own
     then being an offset that starts at 0. Initialised uniform(+-1/sqrt(in)), what leads to the output
     uniform(+-1/sqrt(K * (depth + W))), as a dense layer of the executed width.
 
@@ -86,7 +86,7 @@ class TreeFeedForward(TreeLayer):
             "node_out": (K, N, S, O),
             "leaf_w1": (K, L, W, I),
             "leaf_b1": (K, L, W),
-            "leaf_w2": (K, L, W, O),
+            "leaf_w2": (K, L, W, S, O) if two_sided else (K, L, W, O),
             "leaf_b2": (K, L, O),
         }
         if shared_base:

@@ -42,7 +42,8 @@ class TrainConfig(Settings):
     load: float = setting(0.0, "Weight of the load loss of an MoE.")
     initialise: bool = setting(True, "Set the tree decisions from the training data first.")
     input_dropout: float = setting(0.0, "Probability with which an input value is left out in training.")
-    augment: bool = setting(False, "Random flips, and crops after padding by 4 (images).")
+    shift: int = setting(0, "Pixels that an image is moved by at most, at random, in training, in each direction.")
+    flip: bool = setting(False, "Flip half of the images left to right in training.")
     patience: int | None = setting(None, "Epochs without a better validation accuracy after which training ends.")
     precision: str = setting("no", "Mixed precision: no, bf16 or fp16.")
     seed: int = setting(0, "Of initialisation, order and noise.")
@@ -57,7 +58,7 @@ class TrainConfig(Settings):
         self.check_choice("hardening_schedule", HARDENING_SCHEDULES)
         self.check_choice("precision", PRECISIONS)
         self.check_counts("epochs", "batch_size", "accumulation", "block_batch", "plateau_epochs", "patience", "limit")
-        self.check_weights("lr", "weight_decay", "hardening", "balance", "importance", "load", "seed")
+        self.check_weights("lr", "weight_decay", "hardening", "balance", "importance", "load", "shift", "seed")
         self.check_shares("momentum", "warmup", "input_dropout")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")

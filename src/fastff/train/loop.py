@@ -129,8 +129,8 @@ class _Run:
         from accelerate.state import AcceleratorState
         from accelerate.utils import set_seed
 
-        if config.augment and len(data.shape) != 3:
-            raise ValueError(f"augment needs images, and the samples of {config.data!r} are of shape {data.shape}")
+        if (config.shift or config.flip) and len(data.shape) != 3:
+            raise ValueError(f"shift and flip need images, and the samples of {config.data!r} are of shape {data.shape}")
         AcceleratorState._reset_state()  # so that one process can train in several precisions, one after the other
         self.config, self.folder, self.data, self.checkpoint_seconds = config, folder, data, checkpoint_seconds
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.accelerator.is_available())
@@ -187,11 +187,13 @@ class _Run:
         total = torch.zeros((), device=accelerator.device)
         for i, part in enumerate(parts):
             share = weight * len(part) / len(mine)
-            x = self.data.normalise(self.data.train.inputs[part].to(accelerator.device))
+            x = self.data.train.inputs[part].to(accelerator.device)
+            if config.shift or config.flip:
+                x = augment(x, shift=config.shift, flip=config.flip)
             labels = self.data.train.labels[part].to(accelerator.device)
             with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(self.model):
                 with accelerator.autocast():
-                    logits = self.model(augment(x) if config.augment else x)
+                    logits = self.model(self.data.normalise(x))
                 loss = F.cross_entropy(logits.float(), labels) + self._auxiliary_loss()
                 accelerator.backward(share * loss)
             total += share * loss.detach()

@@ -31,16 +31,18 @@ struct Block {
   }
 };
 
-// Rows of leaves or experts: W of n columns each, a bias for each row, and rows that stand in every leaf besides its
-// own. What is null is not there.
+// Rows of leaves or experts: W of n columns each, or of each of W neurons a row for either side, a bias for each row,
+// and rows that stand in every leaf besides its own. What is null is not there.
 template <class T>
 struct Rows {
   const T *weight = nullptr, *bias = nullptr, *base = nullptr, *base_bias = nullptr;
   int64_t W = 0, n = 0;
+  bool sides = false;  // row 2 w of a leaf is the left one of neuron w, row 2 w + 1 the right one
 
   Rows of_tree(int64_t tree, int64_t leaves) const {
     auto part = [&](const T* p, int64_t size) { return p ? p + tree * size : nullptr; };
-    return {part(weight, leaves * W * n), part(bias, leaves * W), part(base, W * n), part(base_bias, W), W, n};
+    int64_t size = W * (1 + sides) * n;
+    return {part(weight, leaves * size), part(bias, leaves * W), part(base, size), part(base_bias, W), W, n, sides};
   }
 };
 
@@ -57,7 +59,7 @@ struct Weights {
     node_bias = p(a.node_bias) + tree * nodes;
     out = a.S ? p(a.node_out) + tree * nodes * a.S * a.O : nullptr;
     w1 = Rows<T>{p(a.w1), p(a.b1), p(a.base_w1), p(a.base_b1), a.W, a.I}.of_tree(tree, leaves);
-    w2 = Rows<T>{p(a.w2), nullptr, p(a.base_w2), nullptr, a.W, a.O}.of_tree(tree, leaves);
+    w2 = Rows<T>{p(a.w2), nullptr, p(a.base_w2), nullptr, a.W, a.O, a.leaf_S == 2}.of_tree(tree, leaves);
     b2 = Rows<T>{p(a.b2), nullptr, p(a.base_b2), nullptr, a.W > 0, a.O}.of_tree(tree, leaves);
   }
 };
@@ -129,9 +131,10 @@ inline int64_t output_row(int64_t leaf, int level, int64_t D, int64_t S) {
   return S == 2 ? 2 * node + ((leaf >> (D - level - 1)) & 1) : node;
 }
 
-// What a node of logit z multiplies its row with, and the derivative: the activation, or |z| if it has a row a side.
-inline void amplitudes(const Tree& a, const float* z, int64_t n, float* value, float* slope) {
-  if (a.S != 2) return activate(a.activation, z, n, value, slope);
+// What a neuron of logit z multiplies its row with, and the derivative: the activation, or |z| if it has S = 2 rows, one
+// a side.
+inline void amplitudes(Activation activation, int64_t S, const float* z, int64_t n, float* value, float* slope) {
+  if (S != 2) return activate(activation, z, n, value, slope);
   for (int64_t i = 0; i < n; i++) {
     float v = z[i];
     value[i] = __builtin_fabsf(v);
@@ -161,12 +164,39 @@ inline void row_dots(const Block<T>& b, const Rows<T>& rows, float* out) {
   });
 }
 
-// Adds to columns from c on the rows of a leaf, row w times factor[w].
+// out[token * W + w] = (weight[key, w, side] + base[w, side]) . x, where z[token * W + w] names the side.
+template <class T>
+inline void side_dots(const Block<T>& b, const Rows<T>& rows, const float* z, float* out) {
+  int64_t W = rows.W, n = rows.n;
+  b.for_runs([&](int begin, int end, int64_t key) {
+    for (int64_t w = 0; w < W; w++)
+      for (int side = 0; side < 2; side++) {
+        const T* x[kBlock];
+        float product[kBlock], shared[kBlock] = {};
+        int64_t place[kBlock];
+        int count = 0;
+        for (int i = begin; i < end; i++) {
+          int64_t at = b.order[i] * W + w;
+          if ((z[at] >= 0.0f) != side) continue;
+          x[count] = b.x[b.order[i]];
+          place[count++] = at;
+        }
+        int64_t row = 2 * w + side;
+        dots(x, count, rows.weight + (key * 2 * W + row) * n, n, product);
+        if (rows.base) dots(x, count, rows.base + row * n, n, shared);
+        for (int i = 0; i < count; i++) out[place[i]] = product[i] + shared[i];
+      }
+  });
+}
+
+// Adds to columns from c on the rows of a leaf, row w times factor[w]; of rows for either side that which z[w] names.
 template <class T, class Columns>
-inline void add_rows(Columns& columns, const Rows<T>& rows, int64_t key, int64_t c, const float* factor) {
-  for (int64_t w = 0; w < rows.W; w++) columns.add(rows.weight + (key * rows.W + w) * rows.n + c, factor[w]);
+inline void add_rows(Columns& columns, const Rows<T>& rows, int64_t key, int64_t c, const float* factor,
+                     const float* z = nullptr) {
+  auto row = [&](int64_t leaf, int64_t w) { return rows.sides ? (leaf * rows.W + w) * 2 + (z[w] >= 0.0f) : leaf * rows.W + w; };
+  for (int64_t w = 0; w < rows.W; w++) columns.add(rows.weight + row(key, w) * rows.n + c, factor[w]);
   if (rows.base)
-    for (int64_t w = 0; w < rows.W; w++) columns.add(rows.base + w * rows.n + c, factor[w]);
+    for (int64_t w = 0; w < rows.W; w++) columns.add(rows.base + row(0, w) * rows.n + c, factor[w]);
 }
 
 }  // namespace FASTFF_ISA

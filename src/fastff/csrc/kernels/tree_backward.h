@@ -23,7 +23,8 @@ class TreeBackwardPass {
     sort_by_key(a_.leaf + tree_, a_.K, n, leaves_, order);
     for (int64_t i = 0; i < n; i++) code[i] = a_.leaf[order[i] * a_.K + tree_];
     Scratch<float> grad_logit(n * D), amplitude(n * D * (a_.S > 0)), grad_hidden(n * W), active(n * W);
-    Factors f{grad_logit, amplitude, grad_hidden, active};
+    Scratch<float> active_left(n * W * (a_.leaf_S == 2));
+    Factors f{grad_logit, amplitude, grad_hidden, active, active_left};
 
     for_each(pool, divide_up(n, kBlock), [&](int64_t i) {
       int64_t first = i * kBlock;
@@ -46,9 +47,10 @@ class TreeBackwardPass {
   }
 
  private:
-  // By token: gradients before the nodes' and hidden neurons' activations, and what these put out.
+  // By token: gradients before the nodes' and hidden neurons' activations, and what these put out; two-sided hidden
+  // neurons that to the right in `active`, that to the left in `active_left`, of which one is 0.
   struct Factors {
-    float *grad_logit, *amplitude, *grad_hidden, *active;  // (T, D), (T, D), (T, W), (T, W)
+    float *grad_logit, *amplitude, *grad_hidden, *active, *active_left;  // (T, D), (T, D), then (T, W)
   };
 
   const T* x(int64_t token) const { return (const T*)a_.x + token * a_.I; }
@@ -97,12 +99,12 @@ class TreeBackwardPass {
     bool decides = a_.gradient != Gradient::none;
     Scratch<float> amplitude(n * D), active(n * W);
     if (a_.S) {
-      amplitudes(a_, logits, n * D, amplitude, slope);
+      amplitudes(a_.activation, a_.S, logits, n * D, amplitude, slope);
       out_dots(b, 0, grad_out, ahead);
     }
     if (W) {
-      activate(a_.activation, hidden, n * W, active, hidden_slope);
-      row_dots(b, weights_.w2, grad_active);
+      amplitudes(a_.activation, a_.leaf_S, hidden, n * W, active, hidden_slope);
+      w2_dots(b, hidden, grad_active);
       if (decides) row_dots(b, weights_.b2, below);
     }
     for (int i = 0; i < n; i++) {
@@ -110,7 +112,10 @@ class TreeBackwardPass {
       for (int64_t w = 0; w < W; w++) {
         float m = mask ? to_float(mask[w]) : 1.0f, gradient = grad_active[i * W + w];
         below[i] += active[i * W + w] * m * gradient;
-        f.active[token[i] * W + w] = active[i * W + w] * m;
+        float out = active[i * W + w] * m;
+        bool left = a_.leaf_S == 2 && !(hidden[i * W + w] >= 0.0f);
+        f.active[token[i] * W + w] = left ? 0.0f : out;
+        if (a_.leaf_S == 2) f.active_left[token[i] * W + w] = left ? out : 0.0f;
         f.grad_hidden[token[i] * W + w] = gradient * m * hidden_slope[i * W + w];
       }
     }
@@ -157,6 +162,14 @@ class TreeBackwardPass {
 
   const float* logits_of(int64_t token) const { return a_.logits + (token * a_.K + tree_) * a_.D; }
 
+  // value[i * W + w] = (output row of hidden neuron w, or that of its side) . x
+  void w2_dots(const Block<T>& b, const float* hidden, float* value) const {
+    if (a_.leaf_S == 2)
+      side_dots(b, weights_.w2, hidden, value);
+    else
+      row_dots(b, weights_.w2, value);
+  }
+
   static float probability(float z) { return (1.0f / (1.0f + exponential(broadcast(-z))))[0]; }
 
   // other[i * D + level] = grad_y . what the tree would have put out below `level` had it taken the other side there
@@ -184,26 +197,26 @@ class TreeBackwardPass {
   void follow(Block<T>& side, const Block<T>& b, const int* from, int level, float* other) {
     int64_t D = a_.D, W = a_.W;
     int n = side.n;
-    Scratch<float> logits(n * D), grad_out(n * D), hidden(n * W), grad_active(n * W), sum(n);
+    Scratch<float> logits(n * D), grad_out(n * D), hidden(n * W), active(n * W), grad_active(n * W), sum(n);
     for (int i = 0; i < n; i++) side.logits[i] = logits + i * D;
     descend(side, weights_, a_.I, D, level + 1, int(D));
     for (int i = 0; i < n; i++) sum[i] = 0.0f;
     if (W) {
       row_dots(side, weights_.w1, hidden);
-      activate(a_.activation, hidden, n * W, hidden, nullptr);
+      amplitudes(a_.activation, a_.leaf_S, hidden, n * W, active, nullptr);
     }
     for (int i = 0; i < n; i++) side.x[i] = b.x[from[i]];  // from here on rows of grad_y
     if (W) {
-      row_dots(side, weights_.w2, grad_active);
+      w2_dots(side, hidden, grad_active);
       row_dots(side, weights_.b2, sum);
       for (int i = 0; i < n; i++)
-        for (int64_t w = 0; w < W; w++) sum[i] += hidden[i * W + w] * grad_active[i * W + w];
+        for (int64_t w = 0; w < W; w++) sum[i] += active[i * W + w] * grad_active[i * W + w];
     }
     if (a_.S) {
       out_dots(side, level + 1, grad_out, Ahead{});
       for (int i = 0; i < n; i++) {
         float* z = logits + i * D;
-        amplitudes(a_, z + level + 1, D - level - 1, z + level + 1, nullptr);
+        amplitudes(a_.activation, a_.S, z + level + 1, D - level - 1, z + level + 1, nullptr);
         for (int64_t l = level + 1; l < D; l++) sum[i] += z[l] * grad_out[i * D + l];
       }
     }
@@ -211,7 +224,7 @@ class TreeBackwardPass {
   }
 
   void weights(const Entries& e, const Factors& f, const Pool& pool) {
-    int D = int(a_.D), W = int(a_.W), S = int(a_.S);
+    int D = int(a_.D), W = int(a_.W), S = int(a_.S), leaf_S = int(a_.leaf_S);
     const int64_t* node_map = a_.node_row ? a_.node_row + tree_ * nodes_ : nullptr;
     const int64_t* leaf_map = a_.leaf_row ? a_.leaf_row + tree_ * leaves_ : nullptr;
     auto part = [&](void* grad, bool mapped, int64_t size) -> void* {  // of this tree; mapped rows are those of all
@@ -222,13 +235,13 @@ class TreeBackwardPass {
     void* node_out = part(a_.grad_node_out, node_map, nodes_ * S * a_.O);
     void* w1 = part(a_.grad_w1, leaf_map, leaves_ * W * a_.I);
     void* b1 = part(a_.grad_b1, leaf_map, leaves_ * W);
-    void* w2 = part(a_.grad_w2, leaf_map, leaves_ * W * a_.O);
+    void* w2 = part(a_.grad_w2, leaf_map, leaves_ * W * leaf_S * a_.O);
     void* b2 = part(a_.grad_b2, leaf_map, leaves_ * a_.O);
     void* base_w1 = part(a_.grad_base_w1, false, W * a_.I);
     void* base_b1 = part(a_.grad_base_b1, false, W);
-    void* base_w2 = part(a_.grad_base_w2, false, W * a_.O);
+    void* base_w2 = part(a_.grad_base_w2, false, W * leaf_S * a_.O);
     void* base_b2 = part(a_.grad_base_b2, false, a_.O);
-    Scratch<Slot> in(D + 2 * W), out(D + 2 * W + 2), bias(D + 2 * W);
+    Scratch<Slot> in(D + 2 * W), out(D + 2 * W * leaf_S + 2), bias(D + 2 * W);
     int ins = 0, outs = 0, biases = 0;
     for (int level = 0; level < D; level++) {
       int64_t first = (int64_t(1) << level) - 1;
@@ -240,13 +253,17 @@ class TreeBackwardPass {
       if (node_out) out[outs++] = {f.amplitude + level, D, D - level - side, first, side, S, 0, node_map, node_out};
     }
     for (int w = 0; w < W; w++) {  // a base is what a tree of no level has for its leaf
-      const float *hidden = f.grad_hidden + w, *active = f.active + w;
+      const float* hidden = f.grad_hidden + w;
       if (w1) in[ins++] = {hidden, W, 0, 0, 0, W, w, leaf_map, w1};
       if (b1) bias[biases++] = {hidden, W, 0, 0, 0, W, w, leaf_map, b1};
-      if (w2) out[outs++] = {active, W, 0, 0, 0, W, w, leaf_map, w2};
       if (base_w1) in[ins++] = {hidden, W, D, 0, 0, W, w, nullptr, base_w1};
       if (base_b1) bias[biases++] = {hidden, W, D, 0, 0, W, w, nullptr, base_b1};
-      if (base_w2) out[outs++] = {active, W, D, 0, 0, W, w, nullptr, base_w2};
+      for (int side = 0; side < leaf_S; side++) {
+        const float* active = (side + 1 < leaf_S ? f.active_left : f.active) + w;
+        int rows = leaf_S * W, row = leaf_S * w + side;
+        if (w2) out[outs++] = {active, W, 0, 0, 0, rows, row, leaf_map, w2};
+        if (base_w2) out[outs++] = {active, W, D, 0, 0, rows, row, nullptr, base_w2};
+      }
     }
     if (b2) out[outs++] = {nullptr, 0, 0, 0, 0, 1, 0, leaf_map, b2};
     if (base_b2) out[outs++] = {nullptr, 0, D, 0, 0, 1, 0, nullptr, base_b2};
@@ -257,7 +274,7 @@ class TreeBackwardPass {
     if (!e.n) {
       zero_rows<T>(base_w1, 0, 1, W * a_.I);
       zero_rows<T>(base_b1, 0, 1, W);
-      zero_rows<T>(base_w2, 0, 1, W * a_.O);
+      zero_rows<T>(base_w2, 0, 1, W * leaf_S * a_.O);
       zero_rows<T>(base_b2, 0, 1, a_.O);
     }
     if (leaf_map) return;  // the gradients hold rows with tokens alone
@@ -277,7 +294,7 @@ class TreeBackwardPass {
       for_untouched(touched + nodes_, leaves_, pool, [&](int64_t first, int64_t rows) {
         zero_rows<T>(w1, first, rows, W * a_.I);
         zero_rows<T>(b1, first, rows, W);
-        zero_rows<T>(w2, first, rows, W * a_.O);
+        zero_rows<T>(w2, first, rows, W * leaf_S * a_.O);
         zero_rows<T>(b2, first, rows, a_.O);
       });
   }

@@ -102,7 +102,7 @@ class TreeForwardPass {
   template <class Y>
   void put_out(const Block<T>& b, int64_t first, Y* y, bool accumulate) {
     int64_t D = a_.D, W = a_.W, O = a_.O;
-    Scratch<float> factor(b.n * D * (a_.S > 0)), hidden(b.n * W);
+    Scratch<float> factor(b.n * D * (a_.S > 0)), hidden(b.n * W), active(b.n * W);
     int64_t row[kBlock];  // of y
     for (int i = 0; i < b.n; i++) {
       int64_t t = token(b, i);
@@ -110,17 +110,17 @@ class TreeForwardPass {
       a_.leaf[t * a_.K + tree_] = b.key[i];
       if (a_.S) copy(factor + i * D, b.logits[i], D);
     }
-    if (a_.S) amplitudes(a_, factor, b.n * D, factor, nullptr);
+    if (a_.S) amplitudes(a_.activation, a_.S, factor, b.n * D, factor, nullptr);
     if (W) {
       row_dots(b, weights_.w1, hidden);
       if (a_.hidden)
         for (int i = 0; i < b.n; i++)
           copy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W);
-      activate(a_.activation, hidden, b.n * W, hidden, nullptr);
+      amplitudes(a_.activation, a_.leaf_S, hidden, b.n * W, active, nullptr);
       if (a_.mask)
         for (int i = 0; i < b.n; i++)
           for (int64_t w = 0; w < W; w++)
-            hidden[i * W + w] *= to_float(((const T*)a_.mask)[((row[i] + first) * a_.K + tree_) * W + w]);
+            active[i * W + w] *= to_float(((const T*)a_.mask)[((row[i] + first) * a_.K + tree_) * W + w]);
     }
     for_columns(0, O, [&](auto columns, int64_t c) {
       for (int place = 0; place < b.n; place++) {
@@ -134,7 +134,7 @@ class TreeForwardPass {
           for (int level = 0; level < D; level++)
             columns.add(weights_.out + output_row(b.key[i], level, D, a_.S) * O + c, factor[i * D + level]);
         const float one = 1.0f;
-        add_rows(columns, weights_.w2, b.key[i], c, hidden + i * W);
+        add_rows(columns, weights_.w2, b.key[i], c, active + i * W, hidden + i * W);
         add_rows(columns, weights_.b2, b.key[i], c, &one);
         columns.write(target);
       }

@@ -1,5 +1,6 @@
 """The indexed feedforward: the definition, composed of conditional matrix multiplications."""
 
+import torch
 from torch import Tensor
 
 from fastff.ops.activation import activate
@@ -18,13 +19,20 @@ def indexed_feedforward(
     gate: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """As `fastff.ops.indexed_feedforward`; mask (T, S, W) is a factor of each hidden neuron."""
+    """As `fastff.ops.indexed_feedforward`; mask (T, S, W) is a factor of each hidden neuron.
+
+    With w2 (E, W, 2, O) the neurons are two-sided: relu(-z) times row 0 and relu(z) times row 1, without `activation`.
+    """
     # A product with 1 rather than an embedding: its gradient sums low precision in float32.
     b1_TSW = cmm_out(x.new_ones(index.numel(), 1, 1), b1.unsqueeze(1), index.reshape(-1, 1)).view(
         *index.shape, b1.shape[1]
     )
-    hidden_TSW = activate(cmm_in(x, w1, index) + b1_TSW, activation)
+    z_TSW = cmm_in(x, w1, index) + b1_TSW
+    two_sided = w2.dim() == 4
+    hidden_TSW = torch.stack([torch.relu(-z_TSW), torch.relu(z_TSW)], -1) if two_sided else activate(z_TSW, activation)
     if mask is not None:
-        hidden_TSW = hidden_TSW * mask
+        hidden_TSW = hidden_TSW * (mask.unsqueeze(-1) if two_sided else mask)
+    if two_sided:
+        hidden_TSW, w2 = hidden_TSW.flatten(-2), w2.flatten(1, 2)  # as twice as many neurons
     gate_TS1 = (x.new_ones(index.shape) if gate is None else gate).unsqueeze(-1)
     return cmm_out(hidden_TSW * gate_TS1, w2, index) + cmm_out(gate_TS1, b2.unsqueeze(1), index)

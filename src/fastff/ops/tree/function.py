@@ -40,9 +40,9 @@ def tree_feedforward(
         node_weight, node_bias: (K, N, I) and (K, N), the decisions: right where the logit z is >= 0, else left.
         node_out: (K, N, S, O), or (K, N, O) for S = 1, or None. S = 1: a node on the path adds activation(z) times its
             row. S = 2: it adds relu(-z) times row 0 and relu(z) times row 1, of which one is zero.
-        leaves: the leaves' feedforward networks, or None.
+        leaves: the leaves' feedforward networks, with one output row or two a neuron, or None.
         base: what is added to every leaf of a tree, with 1 in place of L, or None.
-        activation: a key of `fastff.ops.ACTIVATIONS`, for one-sided nodes and for leaves.
+        activation: a key of `fastff.ops.ACTIVATIONS`, for neurons with one output row.
         gradient: of the decisions. "exact": straight-through, D + 1 leaves a token and tree in training;
             "sampled": of one level a token and tree, drawn evenly, times D: unbiased, 2 leaves; "chosen": without the
             other side: 1 leaf; "none", the true gradient of the hard function: decisions learn only by what their node

@@ -5,7 +5,8 @@ ancestors of hard + p - stop_gradient(p), p = sigmoid(logit) of the side. Its va
 differentiated at a decision on the path it gives p' times (what the chosen side put out - what the other side, itself
 followed hard to its leaf, would have put out). So no leaf that lies more than one wrong turn away is evaluated.
 
-Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf width, S = 1 or 2 output rows a node.
+Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf width, S = 1 or 2 output rows a node or
+leaf neuron.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,10 @@ from fastff.ops.indexed import reference as indexed
 
 
 class Leaves(NamedTuple):
-    """The leaves of K trees: w1 (K, L, W, I), b1 (K, L, W), w2 (K, L, W, O), b2 (K, L, O)."""
+    """The leaves of K trees: w1 (K, L, W, I), b1 (K, L, W), w2 (K, L, W, O), b2 (K, L, O).
+
+    Or w2 (K, L, W, 2, O): two-sided neurons, which put out relu(-z) times row 0 and relu(z) times row 1.
+    """
 
     w1: Tensor
     b1: Tensor

@@ -42,6 +42,10 @@ P1_EXPLORATIVE: dict[str, dict[str, tuple[float, ...]]] = {
 DROPOUTS: tuple[dict[str, Any], ...] = ({}, {"input_dropout": 0.2})
 
 
+def _is_cifar10(data: str) -> bool:
+    return "cifar10" in data.lower() or "cifar-10" in data.lower()
+
+
 def _trials(settings: dict[str, Any], *changes: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     return tuple({**settings, **change} for change in changes)
 
@@ -117,7 +121,7 @@ def p1_comparison(data: str) -> Comparison:
     """P1's comparison on CIFAR-10: dense, MoE (experts of 16, top 2), FFF (leaves of 32) at widths 64 to 1024."""
     figures = {64: (49.3, 29.4, 45.9), 128: (51.5, 33.6, 45.5), 256: (52.0, 33.9, 44.4), 512: (52.4, 34.5, 43.7)}
     figures[1024] = (53.0, 35.2, 41.3)
-    cifar = "cifar10" in data.lower() or "cifar-10" in data.lower()
+    cifar = _is_cifar10(data)
     ours = {**ADAMW, "lr": 1e-3, "batch_size": 256, "input_dropout": 0.2, "epochs": 15}
 
     def published(test: float) -> dict[str, Any]:
@@ -146,10 +150,46 @@ def p1_comparison(data: str) -> Comparison:
     )
 
 
+def recipe(data: str) -> Comparison:
+    """What we recommend, beside both papers' trees, experts and dense layers that run as many neurons."""
+    cifar = _is_cifar10(data)
+    ours = {**RECIPE, "input_dropout": 0.2}
+    if cifar:
+        ours |= {"batch_size": 256, "balance": 0.03}
+    moved = {"shift": 2, "flip": True, "epochs": 40} if cifar else {"shift": 1, "epochs": 60}
+    changes = ({}, {**moved, "input_dropout": 0.0})
+    tree = _trials(ours, *changes)
+    plain = _trials({**ours, **AS_IT_IS}, *changes)
+    moe = _trials({**ours, **AS_IT_IS, **P1_MOE}, *changes)
+    p1 = _trials({**P1_SGD, **RISING_HARDENING, "epochs": 60}, {}, moved)
+    shapes = ((4, 8), (5, 4), (6, 2), (7, 1), (6, 6), (8, 4), (11, 1))
+    candidates = (
+        *(Candidate(f"Tree d{d} l{l}", f"tree:depth={d},leaf_width={l}", tree) for d, l in shapes),
+        Candidate("4 trees d5 l1", "tree:depth=5,leaf_width=1,trees=4", tree),
+        *(Candidate(f"FFF d{d} l{l}, P1's training", f"fff:depth={d},leaf_width={l}", p1) for d, l in shapes[:4]),
+        Candidate("UltraFFF 1x7", "ultra:depth=7", plain),
+        Candidate("UltraFFF 1x11", "ultra:depth=11", plain),
+        Candidate("UltraFFF 4x5", "ultra:depth=5,trees=4", plain),
+        *(
+            Candidate(f"MoE {experts} x {width}, top 2", f"moe:experts={experts},expert_width={width}", moe)
+            for experts, width in ((4, 2), (4, 4), (8, 8))
+        ),
+        Candidate("dense 12, two-sided", "tree:depth=0,leaf_width=12,shared_base=false", plain),
+        Candidate("dense 128", "dense:width=128", plain),
+    )
+    return Comparison(
+        "recipe",
+        "What we recommend, beside both papers' trees, experts and dense layers that run as many neurons.",
+        {"data": data, "epochs": 15 if cifar else 20},
+        with_dense_baselines(candidates, plain),
+        seeds=3,
+    )
+
+
 def p1_vit(data: str) -> Comparison:
     """P1's vision transformer on CIFAR-10, training width 128, leaf widths 32 to 1."""
     base = {**AS_IT_IS, "optimizer": "adamw", "lr": 4e-4, "batch_size": 128, "weight_decay": 0.0, "schedule": "cosine"}
-    cifar = "cifar10" in data.lower() or "cifar-10" in data.lower()
+    cifar = _is_cifar10(data)
     shapes = ((2, 32, 83.6), (3, 16, 83.2), (4, 8, 82.8), (5, 4, 81.6), (6, 2, 80.1), (7, 1, 79.8))
 
     def published(test: float) -> dict[str, Any]:
@@ -178,7 +218,7 @@ def p1_vit(data: str) -> Comparison:
     return Comparison(
         "p1-vit",
         "P1's vision transformer (4 layers, hidden 128, patch 4) with augmentation; the feedforward layer varies.",
-        {"data": data, "model": "vit", "epochs": 100, "augment": True},
+        {"data": data, "model": "vit", "epochs": 100, "shift": 4, "flip": True},
         with_dense_baselines(candidates, (base,)),
         seeds=3,
     )
@@ -186,6 +226,7 @@ def p1_vit(data: str) -> Comparison:
 
 PRESETS: dict[str, tuple[Callable[[str], Comparison], str]] = {  # with the data that each is meant for
     "quick": (quick, "digits"),
+    "recipe": (recipe, "ylecun/mnist"),
     "p1-explorative": (p1_explorative, "ylecun/mnist"),
     "p1-comparison": (p1_comparison, "uoft-cs/cifar10"),
     "p1-vit": (p1_vit, "uoft-cs/cifar10"),
