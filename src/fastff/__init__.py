@@ -7,9 +7,11 @@ from fastff.nn import (
     TreeFeedForward,
     UltraFFF,
     auxiliary_loss,
+    grow,
     initialise_from_data,
     load_fastfeedforward,
     merge_base,
+    start_growth,
 )
 
 __version__ = "0.1.0"
@@ -21,7 +23,9 @@ __all__ = [
     "TreeFeedForward",
     "UltraFFF",
     "auxiliary_loss",
+    "grow",
     "initialise_from_data",
     "load_fastfeedforward",
     "merge_base",
+    "start_growth",
 ]

@@ -43,7 +43,7 @@ class Tree(NamedTuple):
     gradient: str = "exact"
     dropout: float = 0.0
     logits: bool = True  # a gradient comes in through path.logits too
-    leaf_S: int = 1  # output rows of a leaf's neuron
+    leaf_rows: int = 1  # output rows of a leaf's neuron
     dtype: torch.dtype = torch.float32
 
     @property
@@ -93,7 +93,7 @@ TREE_OPTIONS: dict[str, tuple[Any, ...]] = {
     "gradient": GRADIENTS,
     "dropout": (0.0, 0.3),
     "logits": (False, True),
-    "leaf_S": (1, 2),
+    "leaf_rows": (1, 2),
     "dtype": DTYPES,
 }
 INDEXED_OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -189,7 +189,7 @@ def tree_arguments(case: Tree, seed: int = 0) -> Arguments:
     node_out = None if shape is None else random_tensor(dtype, (D + W) ** -0.5 if D + W else 1.0, K, N, *shape)
 
     def leaves(count: int) -> list[Tensor | None]:
-        rows = (W, 2, O) if case.leaf_S == 2 else (W, O)
+        rows = (W, 2, O) if case.leaf_rows == 2 else (W, O)
         scales_and_shapes = ((I**-0.5, W, I), (0.1, W), (W**-0.5, *rows), (0.1, O))
         return [random_tensor(dtype, scale, K, count, *shape) for scale, *shape in scales_and_shapes]
 

@@ -38,10 +38,10 @@ def make_tree(
     D: int = 3,
     W: int = 2,
     S: int = 1,
-    leaf_S: int = 1,
+    leaf_rows: int = 1,
     parts: str = "both",
 ) -> Tree:
-    """`parts`: "both", "nodes" or "leaves" put something out; S, leaf_S output rows a node and a leaf's neuron."""
+    """`parts`: "both", "nodes" or "leaves" put something out; S, leaf_rows output rows a node and a leaf's neuron."""
     N, L = 2**D - 1, 2**D
 
     def random(*shape: int) -> Tensor:
@@ -50,7 +50,7 @@ def make_tree(
     node_out = None if parts == "leaves" else random(K, N, S, O)
     leaves = None
     if parts != "nodes":
-        w2 = random(K, L, W, 2, O) if leaf_S == 2 else random(K, L, W, O)
+        w2 = random(K, L, W, 2, O) if leaf_rows == 2 else random(K, L, W, O)
         leaves = Leaves(random(K, L, W, I), random(K, L, W), w2, random(K, L, O))
     return Tree(random(T, I), random(K, N, I), random(K, N), node_out, leaves)
 
@@ -118,11 +118,11 @@ def assert_equals_oracle(tree: Tree, gradient: str, activation: str = "gelu") ->
 
 
 @pytest.mark.parametrize("gradient", sorted(SIDES))
-@pytest.mark.parametrize(("S", "leaf_S"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("S", "leaf_rows"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("K", [1, 2, 3])
 @pytest.mark.parametrize("D", range(5))
-def test_output_and_every_gradient_equal_the_oracle(D, K, S, leaf_S, gradient):
-    assert_equals_oracle(make_tree(K=K, D=D, S=S, leaf_S=leaf_S), gradient)
+def test_output_and_every_gradient_equal_the_oracle(D, K, S, leaf_rows, gradient):
+    assert_equals_oracle(make_tree(K=K, D=D, S=S, leaf_rows=leaf_rows), gradient)
 
 
 @pytest.mark.parametrize("gradient", sorted(SIDES))
@@ -143,7 +143,7 @@ def test_trees_of_nodes_or_of_leaves_alone_equal_the_oracle(parts, gradient):
             "D": st.integers(1, 4),
             "W": st.integers(1, 3),
             "S": st.integers(1, 2),
-            "leaf_S": st.integers(1, 2),
+            "leaf_rows": st.integers(1, 2),
             "parts": st.sampled_from(["both", "nodes", "leaves"]),
         }
     ),

@@ -84,9 +84,12 @@ RESUMED = config(
 )
 
 
-@pytest.mark.parametrize("stop_after", [1, 9, 17])
-def test_an_interrupt_resumes_to_the_same_weights(tmp_path, monkeypatch, stop_after):
-    expected = train(RESUMED, tmp_path / "whole", quiet=True)
+GROWING = config(layer="tree:depth=3,leaf_width=2", grow=0.8, lr=5e-3)
+
+
+@pytest.mark.parametrize(("resumed", "stop_after"), [(RESUMED, 1), (RESUMED, 9), (RESUMED, 17), (GROWING, 14)])
+def test_an_interrupt_resumes_to_the_same_weights(tmp_path, monkeypatch, resumed, stop_after):
+    expected = train(resumed, tmp_path / "whole", quiet=True)
     steps = 0
     step = loop_module._Run._step
 
@@ -99,9 +102,9 @@ def test_an_interrupt_resumes_to_the_same_weights(tmp_path, monkeypatch, stop_af
 
     monkeypatch.setattr(loop_module._Run, "_step", interrupted_step)
     with pytest.raises(Interrupted):
-        train(RESUMED, tmp_path / "parts", quiet=True)
+        train(resumed, tmp_path / "parts", quiet=True)
     assert not (tmp_path / "parts" / "result.json").exists()
-    found = train(RESUMED, tmp_path / "parts", quiet=True, resume=True)
+    found = train(resumed, tmp_path / "parts", quiet=True, resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     drop_times = lambda r: [{k: v for k, v in row.items() if k != "seconds"} for row in r["history"]]  # noqa: E731
     assert drop_times(found) == drop_times(expected)
@@ -268,3 +271,28 @@ def test_two_processes_train_one_model(tmp_path, layer):
         for a, b in zip(found["history"], alone["history"], strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=tolerance)
     subprocess.run(command, check=True, timeout=300, env=environment)  # finished: returned as it is
+
+
+def test_a_tree_grows_to_its_depth_in_its_share_of_the_steps(tmp_path):
+    c = config(layer="tree:depth=3,leaf_width=2", grow=0.5, epochs=8, initialise=False, lr=1e-2)
+    result = train(c, tmp_path, quiet=True)
+    leaves = [row["layers"]["layer"]["leaves"] for row in result["history"]]
+    assert leaves == sorted(leaves)
+    assert leaves[0] < 8
+    assert leaves[4:] == [8] * 4
+    assert result["best_epoch"] > leaves.index(8)
+    assert result["layers"]["layer"]["leaves"] == 8
+    plain = train(config(layer="tree:depth=3,leaf_width=2", grow=0.0, epochs=1), tmp_path / "plain", quiet=True)
+    assert plain["history"][0]["layers"]["layer"]["leaves"] == 8
+
+
+def test_growing_without_training_long_enough_still_ends_with_the_whole_tree(tmp_path):
+    result = train(config(layer="tree:depth=4,leaf_width=1", grow=0.99, epochs=1, limit=64), tmp_path, quiet=True)
+    assert result["layers"]["layer"]["leaves"] == 16
+
+
+def test_what_cannot_grow_is_refused():
+    with pytest.raises(ValueError, match="grow needs the layer 'tree'"):
+        TrainConfig(layer="dense:width=4", grow=0.5)
+    with pytest.raises(ValueError, match="grow needs the optimizer"):
+        TrainConfig(grow=0.5, optimizer="blockwise-adam")

@@ -4,6 +4,7 @@ from fastff.nn.auxiliary import auxiliary_loss
 from fastff.nn.by_name import build_layer, parse_layer
 from fastff.nn.feedforward import FeedForward
 from fastff.nn.fff import FFF
+from fastff.nn.grow import grow, start_growth
 from fastff.nn.initialise import initialise_from_data
 from fastff.nn.layer import FeedForwardLayer
 from fastff.nn.load_fastfeedforward import load_fastfeedforward
@@ -25,8 +26,10 @@ __all__ = [
     "UltraFFF",
     "auxiliary_loss",
     "build_layer",
+    "grow",
     "initialise_from_data",
     "load_fastfeedforward",
     "merge_base",
     "parse_layer",
+    "start_growth",
 ]

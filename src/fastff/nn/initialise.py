@@ -1,6 +1,6 @@
 """Decisions from data: each node splits the samples that reach it in halves, along their main direction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,20 +38,28 @@ def initialise_from_data(model: nn.Module, batches: Iterable[Any], *, samples: i
     Raises:
         ValueError: no batch was given, or a tree layer of `model` never ran on them or saw no token.
     """
+    generator = torch.Generator().manual_seed(seed)
+    for layer, x_TI in inputs_in_order(model, batches, samples):
+        weight_KNI, bias_KN = layer.decisions()
+        with torch.no_grad():
+            _set_decisions(x_TI, weight_KNI, bias_KN, generator)
+    return model
+
+
+def inputs_in_order(model: nn.Module, batches: Iterable[Any], samples: int) -> Iterator[tuple[TreeLayer, Tensor]]:
+    """Every tree layer of `model` in the order in which they run, with its first inputs (T, I), float32.
+
+    A layer's inputs are taken when it is its turn: what was done to the layers before it shows in them.
+    """
     whole_number("samples", samples, 1)
     kept = list(batches)
     if not kept:
         raise ValueError("batches must hold at least one batch, got none")
-    order = _layers_in_order(model, kept[0])
-    generator = torch.Generator().manual_seed(seed)
-    for name, layer in order:
+    for name, layer in _layers_in_order(model, kept[0]):
         x_TI = _inputs_of(model, layer, kept, samples)
         if x_TI.shape[0] == 0:
             raise ValueError(f"batches must bring tokens to every tree layer, got none for {name!r}")
-        weight_KNI, bias_KN = layer.decisions()
-        with torch.no_grad():
-            _set_decisions(x_TI.float(), weight_KNI, bias_KN, generator)
-    return model
+        yield layer, x_TI.float()
 
 
 def _layers_in_order(model: nn.Module, batch: Any) -> list[tuple[str, TreeLayer]]:
@@ -120,13 +128,13 @@ def _set_decisions(x_TI: Tensor, weight_KNI: Tensor, bias_KN: Tensor, generator:
         reaching = {0: x_TI}
         for n in range(N):
             here = reaching.pop(n)
-            direction, bias = _split(here, weight_KNI[taken, n], generator)
+            direction, bias = split(here, weight_KNI[taken, n], generator)
             weight_KNI[k, n], bias_KN[k, n] = direction.to(weight_KNI.dtype), bias.to(bias_KN.dtype)
             right = here @ direction + bias >= 0
             reaching[2 * n + 1], reaching[2 * n + 2] = here[~right], here[right]
 
 
-def _split(x_TI: Tensor, taken_kI: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def split(x_TI: Tensor, taken_kI: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Direction (I,) of the largest variance orthogonal to `taken`, at unit deviation of the logit, and the bias."""
     T, I = x_TI.shape
     direction = torch.randn(I, generator=generator).to(x_TI)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastff.nn.layer import one_of, uniform_, whole_number
@@ -18,8 +19,8 @@ class TreeFeedForward(TreeLayer):
 
     The same hard function in training and inference, so nothing is lost by hardening; the decisions learn by the
     straight-through gradient (`fastff.ops.tree_feedforward`), at a cost of the order of the path in training too.
-    For the full recipe call `fastff.initialise_from_data` before training, add a `balance` loss while training, and
-    `fastff.merge_base` after it.
+    For the full recipe (docs/recipe.md) call `fastff.initialise_from_data` or `fastff.start_growth` before training,
+    `fastff.grow` and a `balance` loss while training, and `fastff.merge_base` after it.
 
     Args:
         in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).
@@ -42,10 +43,10 @@ class TreeFeedForward(TreeLayer):
         device, dtype: of the parameters.
 
     Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, S = 2 if two_sided else 1): node_weight (K, N, in),
-    node_bias (K, N), node_out (K, N, S, out), leaf_w1 (K, L, W, in), leaf_b1 (K, L, W),
-    leaf_w2 (K, L, W, 2, out) if two_sided else (K, L, W, out), leaf_b2 (K, L, out), and with shared_base for each of the last four a base_... with 1 in place of L, the leaf's own
-    then being an offset that starts at 0. Initialised uniform(+-1/sqrt(in)), what leads to the output
-    uniform(+-1/sqrt(K * (depth + W))), as a dense layer of the executed width.
+    node_bias (K, N), node_out (K, N, S, out), leaf_w1 (K, L, W, in), leaf_b1 (K, L, W), leaf_w2 (K, L, W, 2, out) if
+    two_sided else (K, L, W, out), leaf_b2 (K, L, out), and with shared_base for each of the last four a base_... with 1
+    in place of L, the leaf's own then being an offset that starts at 0. Initialised uniform(+-1/sqrt(in)), what leads
+    to the output uniform(+-1/sqrt(K * (depth + W))), as a dense layer of the executed width.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -53,6 +54,8 @@ class TreeFeedForward(TreeLayer):
 
     node_weight: nn.Parameter
     node_bias: nn.Parameter
+    node_out: nn.Parameter
+    levels: int  # of nodes in use: depth, but for a tree that grows (`fastff.start_growth`)
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class TreeFeedForward(TreeLayer):
         dtype: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, activation)
-        self.depth = whole_number("depth", depth, 0)
+        self.depth = self.levels = whole_number("depth", depth, 0)
         self.leaf_width = whole_number("leaf_width", leaf_width, 1)
         self.trees = whole_number("trees", trees, 1)
         self.gradient = one_of("gradient", gradient, GRADIENTS)
@@ -137,13 +140,18 @@ class TreeFeedForward(TreeLayer):
     def forward_tokens(
         self, x: Tensor, node_weight: Tensor, node_bias: Tensor, node_out: Tensor, **leaf: Tensor
     ) -> Tensor:
+        own = Leaves(*(leaf[name] for name in LEAF_PARAMETERS))
         base = Leaves(*(leaf[_base(name)] for name in LEAF_PARAMETERS)) if self.shared_base else None
+        if self.levels < self.depth:
+            N = 2**self.levels - 1
+            node_weight, node_bias, node_out = node_weight[:, :N], node_bias[:, :N], node_out[:, :N]
+            own = Leaves(*(t[:, : N + 1] for t in own))
         y, path = tree_feedforward(
             x,
             node_weight,
             node_bias,
             node_out,
-            Leaves(*(leaf[name] for name in LEAF_PARAMETERS)),
+            own,
             base,
             activation=self.activation,
             gradient=self.gradient if self.training else "none",
@@ -153,7 +161,7 @@ class TreeFeedForward(TreeLayer):
         return y
 
     def _routing(self, logits: Tensor, leaf: Tensor) -> TreeRouting:
-        return TreeRouting(logits, leaf, 2**self.depth - 1, 2**self.depth, soft=False)
+        return TreeRouting(logits, leaf, 2**self.levels - 1, 2**self.levels, soft=False)
 
     def decisions(self) -> tuple[Tensor, Tensor]:
         return self.node_weight, self.node_bias
@@ -161,6 +169,8 @@ class TreeFeedForward(TreeLayer):
     def block_counts(self) -> dict[str, Tensor]:
         routing = self.routing
         nodes, leaves = routing.path_counts, routing.leaf_counts
+        unused = 2**self.depth - 2**self.levels
+        nodes, leaves = F.pad(nodes, (0, unused)), F.pad(leaves, (0, unused))
         return {
             name: nodes if name.startswith("node") else leaves
             for name, _ in self.named_parameters()

@@ -41,6 +41,7 @@ class Progress:
     seconds: float = 0.0  # of this epoch's steps so far
     best_accuracy: float = -1.0
     best_epoch: int = 0
+    levels: int = 0  # that trees have grown
     warned: bool = False
     diverged: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -130,7 +131,9 @@ class _Run:
         from accelerate.utils import set_seed
 
         if (config.shift or config.flip) and len(data.shape) != 3:
-            raise ValueError(f"shift and flip need images, and the samples of {config.data!r} are of shape {data.shape}")
+            raise ValueError(
+                f"shift and flip need images, and the samples of {config.data!r} are of shape {data.shape}"
+            )
         AcceleratorState._reset_state()  # so that one process can train in several precisions, one after the other
         self.config, self.folder, self.data, self.checkpoint_seconds = config, folder, data, checkpoint_seconds
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.accelerator.is_available())
@@ -141,8 +144,7 @@ class _Run:
         set_seed(config.seed)
         model = build_model(config.model, data.shape, data.classes, config.layer, config.input_dropout)
         if config.initialise:
-            sample = data.train.inputs[_order(len(data.train), config.seed, epoch=0)[:4000]]
-            fastff.initialise_from_data(model, [data.normalise(sample)], seed=config.seed)
+            fastff.initialise_from_data(model, [self._sample()], seed=config.seed)
         self.plain = model
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model))
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
@@ -152,15 +154,35 @@ class _Run:
         set_seed(config.seed + 1 + self.accelerator.process_index)  # noise differs between processes
         saved = load_checkpoint(self.accelerator, folder) if resumes else None
         self.progress = Progress(**saved) if saved else Progress()
+        if config.grow:
+            fastff.start_growth(model, self.progress.levels)
         self._last_checkpoint = time.monotonic()
 
     @property
     def done(self) -> bool:
         """All epochs are over, or none has been the best for too long, or the loss is no number."""
         p, patience = self.progress, self.config.patience
-        return (
-            p.diverged or p.epoch >= self.config.epochs or (patience is not None and p.epoch - p.best_epoch >= patience)
-        )
+        stale = patience is not None and not self._missing_levels and p.epoch - p.best_epoch >= patience
+        return p.diverged or p.epoch >= self.config.epochs or stale
+
+    def _sample(self) -> Tensor:
+        """Training inputs that decisions are set from; the same in every process."""
+        first = _order(len(self.data.train), self.config.seed, epoch=0)[:4000]
+        return self.data.normalise(self.data.train.inputs[first].to(self.accelerator.device))
+
+    def _grow(self, until: float) -> None:
+        """Add levels to the trees, which are to have their depth when this share of the growth is 1."""
+        p = self.progress
+        while self._missing_levels and p.levels < math.floor(until * (p.levels + self._missing_levels)):
+            fastff.grow(self.plain, [self._sample()], self.optimizer.optimizer, seed=self.config.seed + p.levels)
+            p.levels += 1
+            p.best_epoch = p.epoch  # patience begins with the whole tree
+
+    @property
+    def _missing_levels(self) -> int:
+        """That trees are still to grow."""
+        trees = (layer for layer in self.plain.modules() if isinstance(layer, fastff.TreeFeedForward))
+        return max((layer.depth - layer.levels for layer in trees), default=0)
 
     def train_epoch(self, interrupted: threading.Event) -> None:
         """The rest of the epoch, step by step; checkpoints when it is time."""
@@ -169,6 +191,8 @@ class _Run:
         self.model.train()
         while p.step < self.steps_per_epoch:
             began = time.perf_counter()
+            if self._missing_levels:
+                self._grow((p.epoch * self.steps_per_epoch + p.step) / (config.grow * self.total_steps))
             p.loss_sum += self._step(order[p.step * config.batch_size : (p.step + 1) * config.batch_size])
             p.step += 1
             p.seconds += time.perf_counter() - began
@@ -220,6 +244,8 @@ class _Run:
             The epoch's figures, and what to warn of, if it is the first time.
         """
         p, accelerator = self.progress, self.accelerator
+        if p.diverged or p.epoch + 1 == self.config.epochs:
+            self._grow(1.0)
         memorised = evaluate(self.plain, self.data, self.data.train, accelerator=accelerator)
         validated = evaluate(self.plain, self.data, self.data.validation, accelerator=accelerator)
         row: dict[str, Any] = {
@@ -239,7 +265,7 @@ class _Run:
                 row[f"{name}_soft_accuracy"] = soft.accuracy
         if self.config.schedule == "plateau":
             self.schedule.step(validated.accuracy)
-        if validated.accuracy > p.best_accuracy:
+        if validated.accuracy > p.best_accuracy and not self._missing_levels:
             p.best_accuracy, p.best_epoch = validated.accuracy, p.epoch + 1
             if self.main:
                 save_model(self.folder, self.plain, self.data)

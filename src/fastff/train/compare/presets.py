@@ -157,8 +157,8 @@ def recipe(data: str) -> Comparison:
     if cifar:
         ours |= {"batch_size": 256, "balance": 0.03}
     moved = {"shift": 2, "flip": True, "epochs": 40} if cifar else {"shift": 1, "epochs": 60}
-    changes = ({}, {**moved, "input_dropout": 0.0})
-    tree = _trials(ours, *changes)
+    changes: tuple[dict[str, Any], ...] = ({}, {**moved, "input_dropout": 0.0})
+    tree = _trials({**ours, "grow": 0.4}, *changes)
     plain = _trials({**ours, **AS_IT_IS}, *changes)
     moe = _trials({**ours, **AS_IT_IS, **P1_MOE}, *changes)
     p1 = _trials({**P1_SGD, **RISING_HARDENING, "epochs": 60}, {}, moved)

@@ -113,8 +113,8 @@ def _curves(history: list[dict[str, Any]]) -> dict[str, list[Any]]:
         uses = [row["layers"][name] for row in history]
         curves["effective_leaves"] = [round(use["effective_leaves"], 3) for use in uses]
         curves["mean_entropy"] = [round(use["mean_entropy"], 4) for use in uses]
-        if uses[0]["node_entropy"][0] and len(uses[0]["node_entropy"][0]) <= 127:
-            curves["node_entropy"] = [
-                [None if v is None else round(v, 3) for v in use["node_entropy"][0]] for use in uses
-            ]
+        nodes = len(uses[-1]["node_entropy"][0])
+        if 0 < nodes <= 127:
+            entropies = [[None if v is None else round(v, 3) for v in use["node_entropy"][0]] for use in uses]
+            curves["node_entropy"] = [row + [None] * (nodes - len(row)) for row in entropies]  # a tree may have grown
     return curves
