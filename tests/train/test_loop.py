@@ -292,7 +292,6 @@ def test_growing_without_training_long_enough_still_ends_with_the_whole_tree(tmp
 
 
 def test_what_cannot_grow_is_refused():
-    with pytest.raises(ValueError, match="grow needs the layer 'tree'"):
-        TrainConfig(layer="dense:width=4", grow=0.5)
-    with pytest.raises(ValueError, match="grow needs the optimizer"):
+    with pytest.raises(ValueError, match="grow must be 0 with optimizer 'blockwise-adam', got 0.5"):
         TrainConfig(grow=0.5, optimizer="blockwise-adam")
+    assert TrainConfig(layer="dense:width=4", grow=0.5, optimizer="blockwise-adam").grow == 0.5

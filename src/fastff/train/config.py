@@ -41,7 +41,7 @@ class TrainConfig(Settings):
     importance: float = setting(0.0, "Weight of the importance loss of an MoE.")
     load: float = setting(0.0, "Weight of the load loss of an MoE.")
     initialise: bool = setting(True, "Set the tree decisions from the training data first.")
-    grow: float = setting(0.0, "Share of the steps in which layer 'tree' grows from one leaf to its depth; 0: none.")
+    grow: float = setting(0.4, "Share of the steps in which a layer 'tree' grows from one leaf to its depth; 0: none.")
     input_dropout: float = setting(0.0, "Probability with which an input value is left out in training.")
     shift: int = setting(0, "Pixels that an image is moved by at most, at random, in training, in each direction.")
     flip: bool = setting(False, "Flip half of the images left to right in training.")
@@ -61,10 +61,8 @@ class TrainConfig(Settings):
         self.check_counts("epochs", "batch_size", "accumulation", "block_batch", "plateau_epochs", "patience", "limit")
         self.check_weights("lr", "weight_decay", "hardening", "balance", "importance", "load", "shift", "seed")
         self.check_shares("momentum", "warmup", "grow", "input_dropout")
-        if self.grow and parse_layer(self.layer)[0] is not TreeFeedForward:
-            raise ValueError(f"grow needs the layer 'tree', got {self.layer!r}")
-        if self.grow and self.optimizer.startswith("blockwise"):
-            raise ValueError(f"grow needs the optimizer adamw or sgd, got {self.optimizer!r}")
+        if self.grow and parse_layer(self.layer)[0] is TreeFeedForward and self.optimizer.startswith("blockwise"):
+            raise ValueError(f"grow must be 0 with optimizer {self.optimizer!r}, got {self.grow}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")
         if self.accumulation > self.batch_size:

@@ -173,7 +173,7 @@ class _Run:
     def _grow(self, until: float) -> None:
         """Add levels to the trees, which are to have their depth when this share of the growth is 1."""
         p = self.progress
-        while self._missing_levels and p.levels < math.floor(until * (p.levels + self._missing_levels)):
+        while self._missing_levels and p.levels < math.floor(until**0.5 * (p.levels + self._missing_levels)):
             fastff.grow(self.plain, [self._sample()], self.optimizer.optimizer, seed=self.config.seed + p.levels)
             p.levels += 1
             p.best_epoch = p.epoch  # patience begins with the whole tree

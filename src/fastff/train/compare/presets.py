@@ -8,7 +8,7 @@ from fastff.nn import build_layer
 from fastff.train.compare.comparison import Candidate, Comparison, with_dense_baselines
 
 # P1's training (facts: SGD 0.2, batch 256, hardening weight 3 in its explorative and comparison experiments).
-AS_IT_IS = {"balance": 0.0, "initialise": False}  # no help for the routing
+AS_IT_IS = {"balance": 0.0, "initialise": False, "grow": 0.0}  # no help for the routing
 P1_SGD = {**AS_IT_IS, "optimizer": "sgd", "lr": 0.2, "batch_size": 256, "weight_decay": 0.0, "schedule": "constant"}
 P1_ADAM = {
     **AS_IT_IS,
@@ -26,7 +26,7 @@ P1_MOE = {"importance": 0.1, "load": 0.1}
 
 # What we recommend; dense layers and experts get the same optimiser, schedule and number of trials.
 ADAMW = {**AS_IT_IS, "optimizer": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 0.1, "schedule": "cosine"}
-RECIPE = {**ADAMW, "balance": 0.1, "initialise": True}
+RECIPE = {**ADAMW, "balance": 0.1, "initialise": True, "grow": 0.4}
 # P1's explorative figures at training width 128: test accuracy, and memorisation accuracy where it is stated.
 P1_EXPLORATIVE: dict[str, dict[str, tuple[float, ...]]] = {
     "fashionmnist": {"dense": (89.6,), "d4 l8": (86.1,), "d5 l4": (85.4,), "d6 l2": (84.3,), "d7 l1": (77.7,)},
@@ -56,7 +56,7 @@ def quick(data: str) -> Comparison:
     p1 = {**P1_SGD, "batch_size": 64}
     dense = _trials(adamw, *DROPOUTS)
     moe = _trials({**adamw, **P1_MOE}, *DROPOUTS)
-    tree = _trials({**adamw, "balance": 0.1, "initialise": True}, *DROPOUTS)
+    tree = _trials({**RECIPE, "lr": 1e-2, "batch_size": 64}, *DROPOUTS)
     hardened = _trials({**p1, **P1_HARDENING}, *DROPOUTS)
     candidates = (
         Candidate("dense 128", "dense:width=128", dense),
@@ -139,7 +139,7 @@ def p1_comparison(data: str) -> Comparison:
                 f"FFF d{depth} l32, P1's training", f"fff:{tree}", ({**P1_ADAM, **P1_HARDENING},), published(fff)
             ),
             Candidate(f"MoE {experts} x 16, small batches", moe_layer, ({**ours, "importance": 0.01, "load": 0.01},)),
-            Candidate(f"Tree d{depth} l32", f"tree:{tree}", ({**ours, "balance": 0.03, "initialise": True},)),
+            Candidate(f"Tree d{depth} l32", f"tree:{tree}", ({**ours, "balance": 0.03, "initialise": True, "grow": 0.4},)),
         ]
     return Comparison(
         "p1-comparison",
@@ -158,7 +158,7 @@ def recipe(data: str) -> Comparison:
         ours |= {"batch_size": 256, "balance": 0.03}
     moved = {"shift": 2, "flip": True, "epochs": 40} if cifar else {"shift": 1, "epochs": 60}
     changes: tuple[dict[str, Any], ...] = ({}, {**moved, "input_dropout": 0.0})
-    tree = _trials({**ours, "grow": 0.4}, *changes)
+    tree = _trials(ours, *changes)
     plain = _trials({**ours, **AS_IT_IS}, *changes)
     moe = _trials({**ours, **AS_IT_IS, **P1_MOE}, *changes)
     p1 = _trials({**P1_SGD, **RISING_HARDENING, "epochs": 60}, {}, moved)
@@ -210,7 +210,7 @@ def p1_vit(data: str) -> Comparison:
             Candidate(
                 f"Tree d{d} l{l}",
                 f"tree:depth={d},leaf_width={l}",
-                ({**base, "balance": 0.01, "initialise": True},),
+                ({**base, "balance": 0.01, "initialise": True, "grow": 0.4},),
             )
             for d, l, _ in shapes
         ),
