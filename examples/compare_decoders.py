@@ -13,12 +13,12 @@ from fastff.hf.pretrain import PretrainConfig, pretrain
 
 LAYERS = {
     "Tree 8 x d6 l1": "tree:depth=6,leaf_width=1,trees=8",
+    "Tree 8 x d9 l1": "tree:depth=9,leaf_width=1,trees=8",
     "dense 1,016": "dense:width=1016,activation=gelu",
     "dense 56": "dense:width=56,activation=gelu",
     "dense 1": "dense:width=1,activation=gelu",  # as good as no feedforward layer
     "UltraFFF 8 x 6": "ultra:depth=6,trees=8",
     "MoE 24 x 16, top 2": "moe:experts=24,expert_width=16,activation=gelu",
-    "Tree 8 x d9 l1": "tree:depth=9,leaf_width=1,trees=8",
 }
 
 

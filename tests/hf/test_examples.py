@@ -21,8 +21,9 @@ def run(name: str, *arguments: str | Path) -> str:
 
 
 def test_every_example_is_tested_and_short() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"fill_mask.py", "swap_llama.py", "train_decoder.py"}
-    assert all(len(path.read_text().splitlines()) < 60 for path in EXAMPLES.glob("*.py"))
+    tested = {"compare_decoders.py", "fill_mask.py", "swap_llama.py", "train_decoder.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+    assert all(len(path.read_text().splitlines()) < 80 for path in EXAMPLES.glob("*.py"))
 
 
 def test_fill_mask(crammed: Any, tmp_path: Path) -> None:
@@ -55,3 +56,17 @@ def test_train_decoder(tmp_path: Path) -> None:
     )
     assert "validation loss" in out
     assert "\nIt was the night" in out
+
+
+@pytest.mark.slow
+def test_compare_decoders(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"It was the night number {n}, and the wind was cold." for n in range(20_000)))
+    arguments = (text, "--out", tmp_path / "out", "--tokens", "20000")
+    out = run("compare_decoders.py", *arguments)
+    lines = [line for line in out.splitlines() if " validation loss " in line]
+    runs = json.loads((tmp_path / "out" / "decoders.json").read_text())["runs"]
+    assert len(runs) == 7
+    assert {r["title"] for r in runs} == {line[:20].strip() for line in lines if not line.startswith("step")}
+    assert all(r["curve"][-1]["validation_loss"] == r["validation_loss"] for r in runs)
+    assert run("compare_decoders.py", *arguments)  # finished: shown again

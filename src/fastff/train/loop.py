@@ -134,7 +134,9 @@ class _Run:
             raise ValueError(
                 f"shift and flip need images, and the samples of {config.data!r} are of shape {data.shape}"
             )
-        AcceleratorState._reset_state()  # so that one process can train in several precisions, one after the other
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # so that one process can train in several precisions, one after the other
         self.config, self.folder, self.data, self.checkpoint_seconds = config, folder, data, checkpoint_seconds
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.accelerator.is_available())
         self.main = self.accelerator.is_main_process
@@ -331,6 +333,7 @@ class _Run:
             write_json(self.folder / "result.json", result)
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         accelerator.wait_for_everyone()
+        accelerator.end_training()  # a process that ends while another still talks to it may abort
         return result
 
     def _keep_mean_inputs(self) -> None:
