@@ -94,3 +94,17 @@ def test_levels_must_be_a_whole_number_and_stop_at_the_depth():
         start_growth(growing(), -1)
     with pytest.raises(ValueError, match="batches must hold at least one batch"):
         grow(growing(), [])
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_what_is_saved_midway_is_the_whole_tree_of_the_same_function(levels):
+    layer, x = growing(levels), torch.randn(90, 6, dtype=F64)
+    state = layer.state_dict()
+    whole = TreeFeedForward(6, 5, depth=3, leaf_width=2, dtype=F64)
+    whole.load_state_dict(state)
+    torch.testing.assert_close(whole(x), layer(x))
+    again = start_growth(whole, levels)  # and back, as a run that is resumed does
+    torch.testing.assert_close(again(x), layer(x))
+    assert again.levels == levels
+    for name in LEAF_PARAMETERS:
+        assert torch.equal(getattr(again, name)[:, : 2**levels], getattr(layer, name)[:, : 2**levels])

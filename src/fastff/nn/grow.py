@@ -14,8 +14,9 @@ from fastff.nn.tree_feedforward import LEAF_PARAMETERS, TreeFeedForward
 def start_growth(model: nn.Module, levels: int = 0) -> nn.Module:
     """Let every `TreeFeedForward` in `model` begin with `levels` levels of nodes, in place; `grow` adds the others.
 
-    Until then the layer is the tree of so many levels: 2^levels leaves. Its parameters have their final shapes, of
-    which the first rows are in use.
+    Until then the layer is the tree of so many levels; of the leaves below each of its ends it keeps the leftmost. Its
+    parameters have their final shapes, of which the first rows are in use; `state_dict` gives the whole tree of the
+    same function, so that what is saved midway is not mistaken for another.
 
     Args:
         model: any module.
@@ -26,7 +27,12 @@ def start_growth(model: nn.Module, levels: int = 0) -> nn.Module:
     """
     whole_number("levels", levels, 0)
     for layer in _trees(model):
-        layer.levels = min(levels, layer.depth)
+        kept = min(levels, layer.levels)
+        with torch.no_grad():
+            for name in LEAF_PARAMETERS:
+                leaf = getattr(layer, name)
+                leaf[:, : 2**kept] = leaf[:, : 2**layer.levels : 2 ** (layer.levels - kept)].clone()
+        layer.levels = kept
     return model
 
 
@@ -52,7 +58,8 @@ def grow(
         Whether any tree has a level left to grow.
 
     Raises:
-        ValueError: no batch was given, or a tree layer of `model` never ran on them or saw no token.
+        ValueError: no batch was given, or a tree layer of `model` never ran on them or saw no token, or its parameters
+            are sharded.
     """
     generator = torch.Generator().manual_seed(seed)
     growing = [layer for layer in _trees(model) if layer.levels < layer.depth]
@@ -60,6 +67,8 @@ def grow(
         for layer, x_TI in inputs_in_order(model, batches, samples):
             if layer in growing:
                 assert isinstance(layer, TreeFeedForward)
+                if hasattr(layer.node_weight, "full_tensor"):  # a DTensor, whose class takes a second to import
+                    raise ValueError("model must have whole parameters to grow, got sharded ones")
                 _add_level(layer, x_TI, optimizer, generator)
     return any(layer.levels < layer.depth for layer in growing)
 

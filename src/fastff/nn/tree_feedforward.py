@@ -95,6 +95,7 @@ class TreeFeedForward(TreeLayer):
         if shared_base:
             shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS}
         self._register(shapes, device, dtype)
+        self.register_state_dict_post_hook(_whole_tree)
 
     @property
     def zero_parameters(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -183,6 +184,19 @@ class TreeFeedForward(TreeLayer):
             f"trees={self.trees}, activation={self.activation!r}, gradient={self.gradient!r}, "
             f"two_sided={self.two_sided}, shared_base={self.shared_base}"
         )
+
+
+def _whole_tree(layer: TreeFeedForward, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """In what is saved of a tree that has not grown to its depth, leaves stand below it as often as they will."""
+    if layer.levels == layer.depth:
+        return
+    leaves = 2**layer.levels
+    for name in LEAF_PARAMETERS:
+        leaf = state[prefix + name]
+        state[prefix + name] = leaf[:, :leaves].repeat_interleave(leaf.shape[1] // leaves, dim=1)
+    out = state[prefix + "node_out"].clone()
+    out[:, leaves - 1 :] = 0
+    state[prefix + "node_out"] = out
 
 
 def merge_base(model: nn.Module) -> nn.Module:
