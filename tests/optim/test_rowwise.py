@@ -406,7 +406,8 @@ def test_the_end_of_the_optimizer_leaves_the_model_current():
     del optimizer, o
     gc.collect()
     assert not mine._forward_pre_hooks
-    assert_same(mine, theirs)
+    # A neuron whose few gradients nearly cancel: AdamW divides their rounding by as little. A stale row is off by 0.1.
+    assert_same(mine, theirs, tolerance=1e-4)
     merge_base(mine)
 
 
