@@ -11,44 +11,19 @@ from typing import Any
 from fastff.files import write_json
 from fastff.hf.pretrain import PretrainConfig, pretrain
 
-LAYERS = {
-    "Tree 8 x d6 l1": "tree:depth=6,leaf_width=1,trees=8",
-    "Tree 8 x d9 l1": "tree:depth=9,leaf_width=1,trees=8",
-    "dense 1,016": "dense:width=1016,activation=gelu",
-    "dense 56": "dense:width=56,activation=gelu",
-    "dense 1": "dense:width=1,activation=gelu",  # as good as no feedforward layer
-    "UltraFFF 8 x 6": "ultra:depth=6,trees=8",
-    "MoE 24 x 16, top 2": "moe:experts=24,expert_width=16,activation=gelu",
+LAYERS = {  # by the names of their folders
+    "tree-8-x-d6-l1": "tree:depth=6,leaf_width=1,trees=8",
+    "tree-8-x-d9-l1": "tree:depth=9,leaf_width=1,trees=8",
+    "dense-1-016": "dense:width=1016,activation=gelu",
+    "dense-56": "dense:width=56,activation=gelu",
+    "dense-1": "dense:width=1,activation=gelu",  # as good as no feedforward layer
+    "ultrafff-8-x-6": "ultra:depth=6,trees=8",
+    "moe-24-x-16--top-2": "moe:experts=24,expert_width=16,activation=gelu",
 }
-
-
-def train(name: str, layer: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    config = PretrainConfig(
-        data=arguments.data,
-        objective="causal",
-        model="llama",
-        shape="hidden_size=128,num_hidden_layers=3,num_attention_heads=4",
-        feedforward=layer,
-        vocab_size=2048,
-        tokens=arguments.tokens,
-        batch_size=32,
-        start_batch=32,
-        end_batch=32,
-        schedule="cosine",
-        weight_decay=0.1,
-        clip=1.0,
-        lr=3e-3,
-        balance=0.0 if layer.startswith("ultra") else 0.01,
-        initialise=False,
-        seed=seed,
-    )
-    folder = arguments.out / f"{''.join(c if c.isalnum() else '-' for c in name.lower())}_{seed}"
-    result = pretrain(config, folder, resume=True)
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    curve = [
-        {k: row[k] for k in ("tokens", "seconds", "validation_loss")} for row in history if "validation_loss" in row
-    ]
-    return {"title": name, "layer": layer, "seed": seed, **result, "curve": curve}
+SHAPE = "hidden_size=128,num_hidden_layers=3,num_attention_heads=4"
+MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "shape": SHAPE, "vocab_size": 2048}
+STEPS: dict[str, Any] = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "lr": 3e-3, "weight_decay": 0.1}
+SETTINGS = {**MODEL, **STEPS, "clip": 1.0, "initialise": False}
 
 
 def main() -> None:
@@ -61,7 +36,14 @@ def main() -> None:
     runs = []
     for seed in range(arguments.seeds):
         for name, layer in LAYERS.items():
-            runs.append(train(name, layer, seed, arguments))
+            balance = 0.0 if layer.startswith("ultra") else 0.01
+            budget = {"tokens": arguments.tokens, "seed": seed}
+            config = PretrainConfig(data=arguments.data, feedforward=layer, balance=balance, **budget, **SETTINGS)
+            folder = arguments.out / f"{name}_{seed}"
+            result = pretrain(config, folder, resume=True)
+            metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+            curve = [row for row in metrics if "validation_loss" in row]
+            runs.append({"title": name, "layer": layer, "seed": seed, **result, "curve": curve})
             write_json(arguments.out / "decoders.json", {"tokens": arguments.tokens, "runs": runs})
     for run in sorted(runs, key=lambda run: run["validation_loss"]):
         print(f"{run['title']:20} validation loss {run['validation_loss']:.4f}, {run['seconds']:.0f} s")

@@ -400,14 +400,14 @@ def test_sparse_gradients_of_other_modules_step_as_dense_ones():
 
 @compiled
 def test_the_end_of_the_optimizer_leaves_the_model_current():
-    mine, optimizer, theirs, dense = pair("tree")
+    # One neuron's gradient is 7e-5, a sum that nearly cancels; pair's own eps, which is as small, magnifies its rounding.
+    mine, optimizer, theirs, dense = pair("tree", eps=1e-3)
     for model, o in ((mine, optimizer), (theirs, dense)):
         train(model, o, batches(12))
     del optimizer, o
     gc.collect()
     assert not mine._forward_pre_hooks
-    # A neuron whose few gradients nearly cancel: AdamW divides their rounding by as little. A stale row is off by 0.1.
-    assert_same(mine, theirs, tolerance=1e-4)
+    assert_same(mine, theirs)
     merge_base(mine)
 
 

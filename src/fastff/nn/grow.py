@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastff.nn.initialise import inputs_in_order, split
+from fastff.nn.initialise import inputs_in_order, set_decision
 from fastff.nn.layer import whole_number
 from fastff.nn.tree_feedforward import LEAF_PARAMETERS, TreeFeedForward
 
@@ -87,10 +87,8 @@ def _add_level(
     leaf_TK = layer.routing.leaf
     for k in range(layer.trees):
         for leaf in range(leaves):
-            node = leaves - 1 + leaf
-            taken_kI = layer.node_weight[:k, node]  # the same node's directions in the trees before
-            direction, bias = split(x_TI[leaf_TK[:, k] == leaf], taken_kI, generator)
-            layer.node_weight[k, node], layer.node_bias[k, node] = direction.to(layer.node_weight), bias
+            here = x_TI[leaf_TK[:, k] == leaf]
+            set_decision(here, layer.node_weight, layer.node_bias, k, leaves - 1 + leaf, generator)
     for values in _with_moments(layer.node_out, optimizer):
         values[:, new] = 0
     for name in ("node_weight", "node_bias"):

@@ -122,19 +122,26 @@ def _call(model: nn.Module, batch: Any) -> None:
 
 def _set_decisions(x_TI: Tensor, weight_KNI: Tensor, bias_KN: Tensor, generator: torch.Generator) -> None:
     K, N, _ = weight_KNI.shape
-    I = x_TI.shape[1]
     for k in range(K):
-        taken = slice(k - k % I, k)  # no more directions are orthogonal than there are features
         reaching = {0: x_TI}
         for n in range(N):
             here = reaching.pop(n)
-            direction, bias = split(here, weight_KNI[taken, n], generator)
-            weight_KNI[k, n], bias_KN[k, n] = direction.to(weight_KNI.dtype), bias.to(bias_KN.dtype)
+            direction, bias = set_decision(here, weight_KNI, bias_KN, k, n, generator)
             right = here @ direction + bias >= 0
             reaching[2 * n + 1], reaching[2 * n + 2] = here[~right], here[right]
 
 
-def split(x_TI: Tensor, taken_kI: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def set_decision(
+    x_TI: Tensor, weight_KNI: Tensor, bias_KN: Tensor, k: int, n: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Let node n of tree k halve the samples x; its direction (I,) and bias, float32."""
+    taken = slice(k - k % x_TI.shape[1], k)  # no more directions are orthogonal than there are features
+    direction, bias = _split(x_TI, weight_KNI[taken, n], generator)
+    weight_KNI[k, n], bias_KN[k, n] = direction.to(weight_KNI.dtype), bias.to(bias_KN.dtype)
+    return direction, bias
+
+
+def _split(x_TI: Tensor, taken_kI: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Direction (I,) of the largest variance orthogonal to `taken`, at unit deviation of the logit, and the bias."""
     T, I = x_TI.shape
     direction = torch.randn(I, generator=generator).to(x_TI)

@@ -148,6 +148,7 @@ class _Run:
         if config.initialise:
             fastff.initialise_from_data(model, [self._sample()], seed=config.seed)
         self.plain = model
+        self.trees = [layer for layer in model.modules() if isinstance(layer, fastff.TreeFeedForward)]
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model))
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -173,7 +174,9 @@ class _Run:
         return self.data.normalise(self.data.train.inputs[first].to(self.accelerator.device))
 
     def _grow(self, until: float) -> None:
-        """Add levels to the trees, which are to have their depth when this share of the growth is 1."""
+        """Add levels to the trees: level k of the depth at the share (k / depth)^2 of their growth, as the more leaves
+        there are, the fewer samples come to each.
+        """
         p = self.progress
         while self._missing_levels and p.levels < math.floor(until**0.5 * (p.levels + self._missing_levels)):
             fastff.grow(self.plain, [self._sample()], self.optimizer.optimizer, seed=self.config.seed + p.levels)
@@ -183,8 +186,7 @@ class _Run:
     @property
     def _missing_levels(self) -> int:
         """That trees are still to grow."""
-        trees = (layer for layer in self.plain.modules() if isinstance(layer, fastff.TreeFeedForward))
-        return max((layer.depth - layer.levels for layer in trees), default=0)
+        return max((tree.depth - tree.levels for tree in self.trees), default=0)
 
     def train_epoch(self, interrupted: threading.Event) -> None:
         """The rest of the epoch, step by step; checkpoints when it is time."""

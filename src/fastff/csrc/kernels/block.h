@@ -193,7 +193,10 @@ inline void side_dots(const Block<T>& b, const Rows<T>& rows, const float* z, fl
 template <class T, class Columns>
 inline void add_rows(Columns& columns, const Rows<T>& rows, int64_t key, int64_t c, const float* factor,
                      const float* z = nullptr) {
-  auto row = [&](int64_t leaf, int64_t w) { return rows.sides ? (leaf * rows.W + w) * 2 + (z[w] >= 0.0f) : leaf * rows.W + w; };
+  auto row = [&](int64_t leaf, int64_t w) {
+    int64_t neuron = leaf * rows.W + w;
+    return rows.sides ? 2 * neuron + (z[w] >= 0.0f) : neuron;
+  };
   for (int64_t w = 0; w < rows.W; w++) columns.add(rows.weight + row(key, w) * rows.n + c, factor[w]);
   if (rows.base)
     for (int64_t w = 0; w < rows.W; w++) columns.add(rows.base + row(0, w) * rows.n + c, factor[w]);
