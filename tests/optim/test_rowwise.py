@@ -400,7 +400,7 @@ def test_sparse_gradients_of_other_modules_step_as_dense_ones():
 
 @compiled
 def test_the_end_of_the_optimizer_leaves_the_model_current():
-    # One neuron's gradient is 7e-5, a sum that nearly cancels; pair's own eps, which is as small, magnifies its rounding.
+    # One neuron's gradient is 7e-5, a sum that nearly cancels; an eps as small as pair's own magnifies its rounding.
     mine, optimizer, theirs, dense = pair("tree", eps=1e-3)
     for model, o in ((mine, optimizer), (theirs, dense)):
         train(model, o, batches(12))
