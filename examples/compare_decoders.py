@@ -14,6 +14,7 @@ from fastff.hf.pretrain import PretrainConfig, pretrain
 LAYERS = {  # by the names of their folders
     "tree-8-x-d6-l1": "tree:depth=6,leaf_width=1,trees=8",
     "tree-8-x-d9-l1": "tree:depth=9,leaf_width=1,trees=8",
+    "tree-24-x-d7-l1": "tree:depth=7,leaf_width=1,trees=24",
     "dense-1-016": "dense:width=1016,activation=gelu",
     "dense-56": "dense:width=56,activation=gelu",
     "dense-1": "dense:width=1,activation=gelu",  # as good as no feedforward layer
@@ -22,7 +23,7 @@ LAYERS = {  # by the names of their folders
 }
 SHAPE = "hidden_size=128,num_hidden_layers=3,num_attention_heads=4"
 MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "shape": SHAPE, "vocab_size": 2048}
-STEPS: dict[str, Any] = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "lr": 3e-3, "weight_decay": 0.1}
+STEPS: dict[str, Any] = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "weight_decay": 0.1}
 SETTINGS = {**MODEL, **STEPS, "clip": 1.0, "initialise": False}
 
 
@@ -31,20 +32,23 @@ def main() -> None:
     parser.add_argument("data", help="text to learn from")
     parser.add_argument("--out", type=Path, default=Path("runs/decoders"))
     parser.add_argument("--tokens", type=int, default=4_000_000)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=LAYERS, default=list(LAYERS))
     arguments = parser.parse_args()
     runs = []
     for seed in range(arguments.seeds):
-        for name, layer in LAYERS.items():
+        for name in arguments.only:
+            layer = LAYERS[name]
             balance = 0.0 if layer.startswith("ultra") else 0.01
-            budget = {"tokens": arguments.tokens, "seed": seed}
+            budget = {"tokens": arguments.tokens, "lr": arguments.lr, "seed": seed}
             config = PretrainConfig(data=arguments.data, feedforward=layer, balance=balance, **budget, **SETTINGS)
             folder = arguments.out / f"{name}_{seed}"
             result = pretrain(config, folder, resume=True)
             metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
             curve = [row for row in metrics if "validation_loss" in row]
             runs.append({"title": name, "layer": layer, "seed": seed, **result, "curve": curve})
-            write_json(arguments.out / "decoders.json", {"tokens": arguments.tokens, "runs": runs})
+            write_json(arguments.out / "decoders.json", {"tokens": arguments.tokens, "lr": arguments.lr, "runs": runs})
     for run in sorted(runs, key=lambda run: run["validation_loss"]):
         print(f"{run['title']:20} validation loss {run['validation_loss']:.4f}, {run['seconds']:.0f} s")
 

@@ -1,7 +1,8 @@
 """Shared fixtures: seeds, the layers under test, tools that watch what a call allocates."""
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF
-from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend
+from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend, use_backend
 
 IN, OUT = 6, 5
 
@@ -67,6 +68,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, variants in chosen.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, variants, ids=[v.name for v in variants])
+
+
+# Tests of operators and layers run anywhere: FASTFF_TEST_DEVICE=cuda puts all tensors on a GPU (`make gpu-check`), and
+# FASTFF_TEST_BACKEND=triton TRITON_INTERPRET=1 runs the GPU kernels on the CPU.
+DEVICE = os.environ.get("FASTFF_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def where() -> Iterator[None]:
+    """Device and backend under test."""
+    backend = os.environ.get("FASTFF_TEST_BACKEND")
+    with use_backend(backend) if backend else nullcontext(), torch.device(DEVICE) if DEVICE != "cpu" else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

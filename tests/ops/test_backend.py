@@ -55,7 +55,7 @@ def test_the_backend_follows_device_and_dtype():
 
 
 def test_an_unknown_backend_raises():
-    with pytest.raises(ValueError, match="name must be one of reference, cpu, got 'gpu'"), use_backend("gpu"):
+    with pytest.raises(ValueError, match="name must be one of reference, cpu, triton, got 'gpu'"), use_backend("gpu"):
         pass
 
 

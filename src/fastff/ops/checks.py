@@ -42,6 +42,24 @@ def check_devices(x: Tensor, *others: Tensor | None) -> None:
             raise ValueError(f"all tensors must be on the device of x, {x.device}, got one on {other.device}")
 
 
+def check_tensor(
+    name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> None:
+    """Raise a RuntimeError unless `tensor` is where x is, of that shape and of that dtype, or of that of x."""
+    if tensor.device != x.device:
+        raise RuntimeError(f"{name} must be on the device of x, {x.device}, got one on {tensor.device}")
+    if tensor.dtype != (dtype or x.dtype):
+        raise RuntimeError(f"{name} must be {dtype or x.dtype}, got {tensor.dtype}")
+    if tuple(tensor.shape) != shape:
+        raise RuntimeError(f"{name} must be of shape {shape}, got {tuple(tensor.shape)}")
+
+
+def check_choice(name: str, value: int, end: int) -> None:
+    """Raise a RuntimeError unless `value` is one of 0 .. end - 1."""
+    if not 0 <= value < end:
+        raise RuntimeError(f"{name} must be from 0 to {end - 1}, got {value}")
+
+
 def tree_depth(nodes: int) -> int:
     """Levels of a complete binary tree of `nodes` = 2^levels - 1 nodes.
 

@@ -1,4 +1,5 @@
-"""The indexed feedforward as one PyTorch operator: schema, fake, autograd; the kernels are in `csrc/`."""
+"""The indexed feedforward as one PyTorch operator: schema, fake, autograd; the kernels are in `csrc/` for
+CPUs, in `triton.py` for GPUs."""
 
 from typing import Any
 
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.activation import activation_name
+from fastff.ops.backend import register_triton
 from fastff.ops.checks import check_devices
 from fastff.ops.indexed import reference
 
@@ -62,3 +64,5 @@ def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None
 
 
 torch.library.register_autograd("fastff::indexed", _backward, setup_context=_save)
+for name in ("indexed", "indexed_backward"):
+    register_triton(name, "fastff.ops.indexed.triton", name)

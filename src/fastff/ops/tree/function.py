@@ -77,7 +77,8 @@ def tree_feedforward(
             gradient = "none"  # no level to draw
     if dropout and leaves is not None:
         mask = F.dropout(x.new_ones(x.shape[0], node_weight.shape[0], leaves.b1.shape[2]), dropout)
-    if backend_of(x) == "reference":
+    backend = backend_of(x)
+    if backend == "reference":
         return reference.tree_feedforward(
             x,
             node_weight,
@@ -94,6 +95,6 @@ def tree_feedforward(
         weights = [t for t in inputs[1:] if t is not None]
         y, logits, leaf = torch.ops.fastff.tree_infer.default(x, weights, code)
         return y, Path(logits, leaf)
-    sparse = sparse and not torch.compiler.is_compiling()
+    sparse = sparse and backend == "cpu" and not torch.compiler.is_compiling()
     y, logits, leaf, _ = torch.ops.fastff.tree.default(*inputs, mask, levels, code, _GRADIENT[gradient], sparse)
     return y, Path(logits, leaf)

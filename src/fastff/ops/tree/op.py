@@ -1,5 +1,5 @@
 """The tree family as one PyTorch operator with a hand-written backward: schema, fake, autograd; the kernels are in
-`csrc/`. Shapes as in `function.py`; node_out may be (K, N, O), one row a node.
+`csrc/` for CPUs, in `triton.py` for GPUs. Shapes as in `function.py`; node_out may be (K, N, O), one row a node.
 """
 
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.activation import activation_name
+from fastff.ops.backend import register_triton
 from fastff.ops.checks import check_devices, tree_depth
 from fastff.ops.tree import reference
 
@@ -160,3 +161,5 @@ def _differentiable(
 
 
 torch.library.register_autograd("fastff::tree", _backward, setup_context=_save)
+for name in ("tree", "tree_infer", "tree_backward"):
+    register_triton(name, "fastff.ops.tree.triton", name)

@@ -1,0 +1,177 @@
+"""What the Triton kernels share: tiles of slots, blocks of rows, products, activations.
+
+A *slot* is one token in one tree, t * K + k (or a token and one of its experts). Slots that stand at the same node some
+levels down a tree are a *group*: they go on through the same subtree, the group's *block*, so a tile of them multiplies
+all rows of the block at once on the matrix units, and each slot keeps what lies on its own path. A block's *columns*
+(rows of the weight) are of three kinds:
+
+- NODES: the inner nodes of the subtree, breadth first, times the output rows of a node;
+- LEAVES: the hidden neurons of the leaves under it, times the output rows of a neuron;
+- ANCESTORS: the nodes above it, which all slots of the group passed, root first.
+
+A column belongs to a slot if the slot's path goes through it. What is kept is compact: (slots, entries), an entry being
+a level of the tree or a hidden neuron of the leaf.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+NODES, LEAVES, ANCESTORS = 0, 1, 2
+BY_TREE, ALONE, SORTED = 0, 1, 2  # which slots a tile holds: the next tokens of a tree, one slot, a part of a group
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+_NODES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(ANCESTORS)
+_BY_TREE, _ALONE = tl.constexpr(BY_TREE), tl.constexpr(ALONE)
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def read_tile(
+    pid,
+    tiles,
+    order,
+    place,
+    count,
+    trees,
+    FIRST: tl.constexpr,
+    BELOW: tl.constexpr,
+    BT: tl.constexpr,
+    ORDER: tl.constexpr,
+):
+    """The slots of a tile (BT,), which of them there are, and their group (tree * 2^FIRST + node of level FIRST).
+
+    `place` holds of each slot the bits of its way; those of levels after the first FIRST are the lowest BELOW.
+    """
+    i = tl.arange(0, BT)
+    if ORDER == _BY_TREE:
+        per_tree = tl.cdiv(count, BT)
+        token = pid % per_tree * BT + i
+        slot = token.to(tl.int64) * trees + pid // per_tree
+        here = token < count
+        group = pid // per_tree
+    elif ORDER == _ALONE:
+        slot = pid.to(tl.int64) + i * 0
+        here = i == 0
+        group = (pid % trees << FIRST) + (tl.load(place + pid) >> BELOW).to(tl.int32)
+    else:
+        group = tl.load(tiles + 3 * pid)
+        first = tl.load(tiles + 3 * pid + 1)
+        here = first + i < tl.load(tiles + 3 * pid + 2)
+        slot = tl.load(order + first + i, mask=here, other=0).to(tl.int64)
+    return slot, here, group
+
+
+@triton.jit
+def read_columns(
+    column,
+    group,
+    KIND: tl.constexpr,
+    FIRST: tl.constexpr,
+    LEVELS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SIDES: tl.constexpr,
+):
+    """Of each column: its row of the weight (int64), its entry, its side, whether there is such a column, and the
+    position and shift by which it is on a slot's path: if (way through the block >> shift) is the position.
+    """
+    tree = group >> FIRST
+    prefix = group & ((1 << FIRST) - 1)
+    if KIND == _ANCESTORS:
+        exists = column < FIRST
+        level = tl.minimum(column, FIRST)
+        side = (prefix >> tl.maximum(FIRST - 1 - level, 0)) & 1
+        node = (1 << level) - 1 + (prefix >> (FIRST - level))
+        row = (tree.to(tl.int64) * ((1 << DEPTH) - 1) + node) * SIDES + (side if SIDES == 2 else 0)
+        entry = level
+        position = column * 0
+        shift = column * 0 + 30
+    else:
+        side = column % SIDES
+        neuron = column // SIDES
+        if KIND == _NODES:
+            exists = neuron < (1 << LEVELS) - 1
+            level = column * 0
+            for l in tl.static_range(1, LEVELS):
+                level += (neuron + 1 >= (1 << l)).to(tl.int32)
+            position = neuron + 1 - (1 << level)
+            node = (((1 << FIRST) + prefix) << level) + position - 1
+            row = (tree.to(tl.int64) * ((1 << DEPTH) - 1) + node) * SIDES + side
+            entry = FIRST + level
+            shift = LEVELS - level
+        else:
+            exists = neuron < (1 << LEVELS) * WIDTH
+            position = neuron // WIDTH
+            row = (group.to(tl.int64) * ((1 << LEVELS) * WIDTH) + neuron) * SIDES + side
+            entry = neuron % WIDTH
+            shift = column * 0
+    return row, entry, side, exists, position, shift
+
+
+@triton.jit
+def multiply(a, b, total):
+    """total + a @ b, summed in float32."""
+    if _INTERPRETED:  # whose products know no bfloat16
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def tokens_times_rows(
+    x, token, here, weight, row, exists, features, BT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr
+):
+    """Products of tokens (BT,) of x (T, features) with rows (C,) of weight (rows, features): (BT, C) float32."""
+    total = tl.zeros([BT, C], tl.float32)
+    for start in range(0, features, BI):
+        i = start + tl.arange(0, BI)
+        inside = i < features
+        a = tl.load(x + token[:, None] * features + i[None, :], mask=here[:, None] & inside[None, :], other=0.0)
+        b = tl.load(weight + row[None, :] * features + i[:, None], mask=exists[None, :] & inside[:, None], other=0.0)
+        total = multiply(a, b, total)
+    return total
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr):
+    """By the numbers of `fastff.ops.activation`: relu, gelu, silu, tanh, identity."""
+    if ACTIVATION == 0:
+        a = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == 1:
+        a = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    elif ACTIVATION == 2:
+        a = z * tl.sigmoid(z)
+    elif ACTIVATION == 3:
+        a = 2.0 * tl.sigmoid(2.0 * z) - 1.0
+    else:
+        a = z
+    return a
+
+
+@triton.jit
+def slope(z, ACTIVATION: tl.constexpr):
+    """The derivative of `activate`."""
+    if ACTIVATION == 0:
+        d = tl.where(z > 0, 1.0, 0.0)
+    elif ACTIVATION == 1:
+        d = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    elif ACTIVATION == 2:
+        s = tl.sigmoid(z)
+        d = s * (1.0 + z * (1.0 - s))
+    elif ACTIVATION == 3:
+        t = 2.0 * tl.sigmoid(2.0 * z) - 1.0
+        d = 1.0 - t * t
+    else:
+        d = z * 0.0 + 1.0
+    return d
+
+
+@triton.jit
+def amplitude(z, side, SIDES: tl.constexpr, ACTIVATION: tl.constexpr):
+    """What a neuron multiplies its output row by: relu(-z), relu(z) for the sides of a two-sided one."""
+    if SIDES == 2:
+        a = tl.where((z >= 0) == (side == 1), tl.abs(z), 0.0)
+    else:
+        a = activate(z, ACTIVATION)
+    return a

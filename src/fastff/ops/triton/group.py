@@ -1,0 +1,86 @@
+"""Which slots a tile holds: slots sorted by the node at which they stand, each group cut into tiles of its own."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastff.ops.triton.columns import ALONE, BY_TREE, SORTED
+from fastff.ops.triton.launch import OPTIONS
+from fastff.ops.triton.sort import count_keys, divide_groups, order_keys
+
+TILE = 64  # slots of a tile; of all kernels and sizes, as the bits of a row depend on it
+FEW = 256  # up to so many slots each has its own tile: sorting them would take longer
+CHUNK = 128  # slots of which one program finds the ranks, by comparing all pairs
+COUNTS = 4096  # of chunks and groups that are added up at a time
+
+
+class Groups(NamedTuple):
+    """Slots by group.
+
+    Attributes:
+        kind: BY_TREE, ALONE or SORTED.
+        tiles: (launches, 3) int32, the group, first and end of each tile in `order`; group -1 where there is none. Of
+            SORTED.
+        order: (R,) int32, the slots by group, within one in their own order.
+        bounds: (groups + 1,) int64, where each group begins in `order`, and the end of the last.
+        launches: of tiles.
+        slots: what the kernels divide among tiles: the tokens of a tree if BY_TREE.
+    """
+
+    kind: int
+    tiles: Tensor
+    order: Tensor
+    bounds: Tensor
+    launches: int
+    slots: int
+
+
+def by_tree(tokens: int, trees: int, like: Tensor) -> Groups:
+    """All tokens in each tree."""
+    nothing = like.new_empty(0, dtype=torch.int32)
+    return Groups(BY_TREE, nothing, nothing, nothing, trees * triton.cdiv(tokens, TILE), tokens)
+
+
+def alone(slots: int, like: Tensor) -> Groups:
+    """Each slot for itself."""
+    nothing = like.new_empty(0, dtype=torch.int32)
+    return Groups(ALONE, nothing, nothing, nothing, slots, slots)
+
+
+def sort_slots(
+    place: Tensor,
+    groups: int,
+    *,
+    trees: int = 1,
+    level: int = 0,
+    below: int = 0,
+    walkers: int = 1,
+    levels: Tensor | None = None,
+    every: bool = True,
+) -> Groups:
+    """Slots, or the walkers of slots, by the node of `level` at which they are.
+
+    Args:
+        place: (tokens, trees), or (tokens, trees, walkers), int64: their way, of which `below` bits lie under the
+            level. A value that leads out of the groups means no group.
+        groups: their number.
+        levels: at which the walkers set out, where there is one a slot; else walker w at level w.
+        every: whether all walkers count, or those that set out above the level.
+    """
+    slots = place.numel()
+    chunks = triton.cdiv(slots, CHUNK)
+    most = slots if every or levels is not None else slots // walkers * min(level, walkers)
+    launches = min(most, triton.cdiv(most, TILE) + groups)  # a bound: the true number would have to be waited for
+    counts = place.new_zeros(chunks, groups, dtype=torch.int32)
+    tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in ((launches, 3), (slots,)))
+    bounds = place.new_empty(groups + 1)
+    keys = {"LEVEL": level, "BELOW": below, "WALKERS": walkers, "DRAWN": levels is not None, "ALL": every}
+    levels = place if levels is None else levels
+    count_keys[chunks,](place, levels, counts, slots, trees, groups, **keys, CHUNK=CHUNK, **OPTIONS)
+    BG = min(1024, triton.next_power_of_2(groups))
+    BC = min(COUNTS // BG, triton.next_power_of_2(chunks))
+    divide_groups[1,](counts, bounds, tiles, chunks, groups, launches, BT=TILE, BC=BC, BG=BG, **OPTIONS)
+    order_keys[chunks,](place, levels, counts, bounds, order, slots, trees, groups, **keys, CHUNK=CHUNK, **OPTIONS)
+    return Groups(SORTED, tiles, order, bounds, launches, slots)
