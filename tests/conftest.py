@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+DEVICE = os.environ.get("FASTFF_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,16 +74,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, variants, ids=[v.name for v in variants])
 
 
-# Tests of operators and layers run anywhere: FASTFF_TEST_DEVICE=cuda puts all tensors on a GPU (`make gpu-check`), and
-# FASTFF_TEST_BACKEND=triton TRITON_INTERPRET=1 runs the GPU kernels on the CPU.
-DEVICE = os.environ.get("FASTFF_TEST_DEVICE", "cpu")
-
-
 @pytest.fixture(autouse=True, scope="session")
-def where() -> Iterator[None]:
-    """Device and backend under test."""
-    backend = os.environ.get("FASTFF_TEST_BACKEND")
-    with use_backend(backend) if backend else nullcontext(), torch.device(DEVICE) if DEVICE != "cpu" else nullcontext():
+def device() -> Iterator[str]:
+    """Where all tensors are: on the CPU, or on a GPU with FASTFF_TEST_DEVICE=cuda, as in `make gpu-check`."""
+    with torch.device(DEVICE) if DEVICE != "cpu" else nullcontext():
+        yield DEVICE
+
+
+@pytest.fixture
+def gpu_kernels() -> Iterator[None]:
+    """The Triton kernels run: on a GPU, or interpreted on the CPU."""
+    with use_backend("triton") if DEVICE == "cpu" else nullcontext():
         yield
 
 

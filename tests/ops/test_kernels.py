@@ -19,6 +19,7 @@ from torch import Tensor
 from fastff.ops import ACTIVATIONS, GRADIENTS, Leaves, cmm_in, indexed_feedforward, instruction_set, tree_feedforward
 from fastff.ops import use_backend as backend
 from fastff.ops.indexed import reference as indexed_reference
+from fastff.ops.tree import plan
 from fastff.ops.tree import reference as tree_reference
 
 pytestmark = pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels")
@@ -325,6 +326,52 @@ def test_compact(dtype, features):
 
 @pytest.mark.parametrize("case", drawn(Indexed, INDEXED_OPTIONS, 40), ids=str)
 def test_indexed_equals_the_reference(case):
+    check_indexed(case)
+
+
+GPU_TREES = [  # several blocks, sorted and few tokens, wide and narrow leaves, sums in parts
+    Tree(70, 33, 34, 2, 3, 3, "S=2", True, "gelu", "exact", leaf_rows=2),
+    Tree(20, 9, 70, 1, 5, 1, "S=2", False, "silu", "exact"),
+    Tree(129, 65, 3, 3, 4, 1, "S=1", True, "tanh", "sampled", 0.3),
+    Tree(300, 8, 9, 1, 4, 0, "one", False, "gelu", "none"),
+    Tree(30, 17, 70, 2, 1, 80, "S=2", True, "relu", "exact"),
+    Tree(30, 1, 1, 1, 0, 40, "none", False, "gelu", "exact", 0.3, logits=False),
+    Tree(1100, 3, 5, 1, 2, 2, "S=2", False, "identity", "chosen"),
+    Tree(70, 130, 66, 1, 4, 8, "none", False, "gelu", "exact", dtype=torch.bfloat16),
+    Tree(70, 40, 40, 2, 4, 1, "S=2", True, "gelu", "chosen", leaf_rows=2, dtype=torch.float16),
+    Tree(0, 3, 5, 2, 3, 1, "S=1", True),
+]
+GPU_EXPERTS = [
+    Indexed(70, 2, 5, 3, 33, 34, "silu", dropout=0.3),
+    Indexed(40, 1, 3, 80, 65, 3, gate=False, dtype=torch.bfloat16),
+    Indexed(0, 2, 3, 5, 4, 4),
+]
+
+
+@pytest.mark.usefixtures("gpu_kernels")
+@pytest.mark.parametrize("case", GPU_TREES, ids=str)
+def test_trees_on_gpu_kernels_equal_the_reference(monkeypatch, case):
+    monkeypatch.setattr(plan, "LEVELS", 2)  # so that small trees have several blocks
+    check_tree(case)
+
+
+@pytest.mark.usefixtures("gpu_kernels")
+@pytest.mark.parametrize("case", GPU_EXPERTS, ids=str)
+def test_experts_on_gpu_kernels_equal_the_reference(case):
+    check_indexed(case)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gpu_kernels")
+@pytest.mark.parametrize("case", [c for c in drawn(Tree, TREE_OPTIONS, 60) if c.T < 1000], ids=str)
+def test_any_tree_on_gpu_kernels_equals_the_reference(case):
+    check_tree(case)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gpu_kernels")
+@pytest.mark.parametrize("case", [c for c in drawn(Indexed, INDEXED_OPTIONS, 40) if c.T < 1000], ids=str)
+def test_any_experts_on_gpu_kernels_equal_the_reference(case):
     check_indexed(case)
 
 

@@ -19,7 +19,7 @@ from fastff.ops.tree.plan import Plan
 from fastff.ops.triton.blocks import Blocks, Rows, multiply, outer, spread
 from fastff.ops.triton.columns import ANCESTORS, LEAVES, NODES
 from fastff.ops.triton.descend import descend_block
-from fastff.ops.triton.group import FEW, TILE, Groups, alone, by_tree, sort_slots
+from fastff.ops.triton.group import TILE, Groups, alone, are_few, by_tree, sort_slots
 from fastff.ops.triton.launch import FEATURES, OPTIONS, SMALLEST, columns, on_device
 from fastff.ops.triton.learn import learn_path
 from fastff.ops.triton.walk import walk_block, walk_leaves
@@ -86,7 +86,7 @@ def _forward(tree: _Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
         def groups_at(level: int) -> Groups:
             if level not in groups:
-                groups[level] = alone(T * K, leaf) if T * K <= FEW else tree.sort(level, leaf)
+                groups[level] = alone(T * K, leaf) if are_few(T * K) else tree.sort(level, leaf)
             return groups[level]
 
         for first, levels in plan.blocks:

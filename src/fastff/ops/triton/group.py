@@ -37,6 +37,11 @@ class Groups(NamedTuple):
     slots: int
 
 
+def are_few(slots: int) -> bool:
+    """Whether each slot had better have its own tile."""
+    return slots <= FEW
+
+
 def by_tree(tokens: int, trees: int, like: Tensor) -> Groups:
     """All tokens in each tree."""
     nothing = like.new_empty(0, dtype=torch.int32)
