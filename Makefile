@@ -14,7 +14,7 @@ SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 INSTALL := -m pip install --quiet --no-cache-dir --ignore-installed --no-deps --no-build-isolation
 environment = $(PYTHON) -m venv --clear $(1) && $(BIN)/python $(SITE) > "$$($(1)/bin/python $(SITE))/outer.pth"
 
-.PHONY: help setup demo test test-all sanitize transformers-tests wheel lint format clean
+.PHONY: help setup demo test test-all sanitize transformers-tests gpu-check wheel lint format clean
 
 help:
 	@echo "make demo      set up (about 3 minutes) and compare all layers on digits, then their speed (about 2 minutes on 2 cores); DATA=... for other data"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-all  the slow tests, make sanitize and make transformers-tests too"
 	@echo "make sanitize  the tests of the operators under the address and undefined behaviour sanitizers (GCC)"
 	@echo "make transformers-tests  Transformers' own common tests of a model, on UltraFastBERT"
+	@echo "make gpu-check the GPU kernels on the GPU of this machine: tests, speed, sizes of launches; uses $(PYTHON) as it is, installs nothing"
 	@echo "make wheel     wheel and source distribution in dist/, each installed and tried in an environment of its own"
 	@echo "make lint      check style and types;  make format  apply the style"
 	@echo "FASTFF_BUILD=1 before any of these makes it an error that the C++ does not compile; FASTFF_BUILD=0 leaves it out"
@@ -77,6 +78,16 @@ transformers-tests: setup
 	tar -xzf build/transformers/transformers-*.tar.gz -C build/transformers --strip-components 1 --wildcards '*/tests/*'
 	touch build/transformers/tests/__init__.py
 	PYTHONPATH=build/transformers $(BIN)/python -m pytest -q -c /dev/null --rootdir build -W ignore tests/hf/transformers_common.py
+
+# From src, by a Python that has PyTorch for the GPU, Triton, pytest, typer and rich. Results go to $(GPU_OUT).
+GPU_OUT ?= runs/gpu
+GPU := PYTHONPATH=src $(PYTHON)
+gpu-check:
+	mkdir -p "$(GPU_OUT)"
+	FASTFF_TEST_DEVICE=cuda $(GPU) -m pytest -q -m "not slow" --timeout 200 \
+		tests/ops/test_triton.py tests/ops/test_kernels.py tests/ops/test_kernels_bits.py 2>&1 | tee "$(GPU_OUT)/tests.log" | tail -n 40
+	$(GPU) -m fastff.cli bench gpu width --device cuda --budget 2 --rounds 10 --out "$(GPU_OUT)"
+	$(GPU) -m fastff.bench.tune --out "$(GPU_OUT)/tune.json"
 
 # auditwheel gives the wheel the tag of the oldest systems that it runs on; PyTorch's libraries stay outside it.
 wheel: setup

@@ -5,10 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-DEVICE = os.environ.get("FASTFF_TEST_DEVICE", "cpu")
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF
 from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend, use_backend
 
+DEVICE = os.environ.get("FASTFF_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 IN, OUT = 6, 5
 
 

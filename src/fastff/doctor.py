@@ -30,7 +30,7 @@ def report() -> list[tuple[str, str]]:
     ]
     found = ops.instruction_set()
     rows.append(("CPU operators", f"compiled, for {found}" if found else f"missing, the reference runs: {ops.missing}"))
-    rows.append(("GPU operators", "none in this version: on other devices the reference runs, made of PyTorch's own"))
+    rows.append(("GPU operators", _gpu_operators()))
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if _version(name) is None]
         found = ", ".join(f"{name} {_version(name)}" for name in packages if name not in missing)
@@ -38,6 +38,15 @@ def report() -> list[tuple[str, str]]:
         if missing:
             rows.append(("missing", f"{', '.join(missing)}: pip install 'fastff[{extra}]'"))
     return rows
+
+
+def _gpu_operators() -> str:
+    """Of which GPU Triton compiles them, or why not."""
+    if not ops.has_triton:
+        return "missing, the reference runs: Triton is not installed (pip install triton)"
+    accelerator = torch.accelerator.current_accelerator()
+    here = "no GPU is here" if accelerator is None else f"for {accelerator.type}"
+    return f"Triton {_version('triton')}, {here}"
 
 
 def print_report() -> None:

@@ -18,15 +18,17 @@ from fastff.ops import GRADIENTS, backend_of, indexed_feedforward, tree_feedforw
 from fastff.ops.tree import plan
 from fastff.ops.tree.plan import Plan
 from fastff.ops.triton import group
-from fastff.ops.triton.group import TILE, Groups, sort_slots
+from fastff.ops.triton.config import config, use_config
+from fastff.ops.triton.group import Groups, sort_slots
 
 pytestmark = pytest.mark.usefixtures("gpu_kernels")
 
 
 @pytest.fixture
-def short_blocks(monkeypatch) -> None:
+def short_blocks() -> Iterator[None]:
     """Small trees have several blocks."""
-    monkeypatch.setattr(plan, "LEVELS", 2)
+    with use_config(levels=2):
+        yield
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def assert_sorted(found: Groups, key: Tensor, groups: int) -> None:
     assert len(found.tiles) == found.launches
     in_tiles = []
     for g, first, end in tiles.tolist():
-        last = min(end, first + TILE)
+        last = min(end, first + config().tile)
         in_tiles += [(g, place) for place in range(first, last)]
         assert end == found.bounds[g + 1]
     assert in_tiles == [(int(key[slot]), place) for place, slot in enumerate(slots.tolist())]
@@ -88,7 +90,7 @@ def test_a_plan_covers_the_tree(depth, width):
     made = Plan(depth, width)
     levels = [first + i for first, count in made.blocks for i in range(count)]
     assert levels == list(range(depth))
-    assert all(1 <= count <= plan.LEVELS for _, count in made.blocks)
+    assert all(1 <= count <= config().levels for _, count in made.blocks)
     assert made.first + made.last == depth
     assert made.last == 0 or width << made.last <= plan.NEURONS
     assert made.last <= (made.blocks[-1][1] if made.blocks else 0)
@@ -163,7 +165,7 @@ def test_layout_in_memory_does_not_matter(tree_arguments):
     def elsewhere(t: Any) -> Any:
         return torch.cat([t, t], -1)[..., : t.shape[-1]] if isinstance(t, Tensor) else t
 
-    arguments = [t.detach() if isinstance(t, Tensor) else t.detach() for t in tree_arguments()]
+    arguments = [t.detach() for t in tree_arguments()]
     moved = [elsewhere(t) if isinstance(t, Tensor) else type(t)(*map(elsewhere, t)) for t in arguments]
     assert not moved[0].is_contiguous()
     for a, b in zip(tree_feedforward(*moved)[0], tree_feedforward(*arguments)[0], strict=True):
@@ -211,8 +213,8 @@ def test_what_does_not_fit_raises_and_is_named(tree_arguments, indexed_arguments
             with pytest.raises(RuntimeError, match=r"\w+ must be" if wrong.shape[-1] == 1 else rf"\b{name} must"):
                 torch.ops.fastff.tree(x, *weights[:i], wrong, *weights[i + 1 :], None, None, 1, 3, False)
     for missing in ((3, 4), (7, 8)):
+        given = [None if missing[0] <= i < missing[1] else t for i, t in enumerate(weights)]
         with pytest.raises(RuntimeError, match="must be given together"):
-            given = [None if missing[0] <= i < missing[1] else t for i, t in enumerate(weights)]
             torch.ops.fastff.tree(x, *given, None, None, 1, 3, False)
     with pytest.raises(RuntimeError, match="activation must be from 0 to 4, got 5"):
         torch.ops.fastff.tree(x, *weights, None, None, 5, 3, False)

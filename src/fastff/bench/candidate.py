@@ -28,6 +28,7 @@ class Candidate(ABC):
         width, executed: neurons that its feedforward layer has, and that a token runs in inference.
         weight_bytes: of all its weights.
         optimizer: of a module, for whole training steps.
+        graph: whether calls are captured as CUDA graphs, which are then replayed.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Candidate(ABC):
     executed: int
     weight_bytes: int
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None
+    graph: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -70,6 +72,7 @@ class LayerCandidate(Candidate):
     wrap: Callable[[Any], nn.Module] | None = None
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
     base: bool = False
+    graph: bool = False
     width: int = field(init=False)
     executed: int = field(init=False)
     weight_bytes: int = field(init=False)
@@ -81,7 +84,7 @@ class LayerCandidate(Candidate):
         object.__setattr__(self, "weight_bytes", bytes_of(layer, self.dtype))
 
     def build(self, *, training: bool) -> nn.Module:
-        layer = self.make("cpu").train(training)
+        layer = self.make(torch.get_default_device()).train(training)
         if not training:
             merge_base(fill_zeros(layer, layer.in_features))
         module = fill_zeros(layer, layer.in_features).to(self.dtype)

@@ -42,8 +42,9 @@ def bench_command(
     max_blocks: Annotated[int, typer.Option(help="Of the suite blocks; 32768 takes 7 GB at 768 features.")] = 2**12,
     layers: Annotated[int | None, typer.Option(help="Of the models; by default 16, of generate 12.")] = None,
     seed: Annotated[int, typer.Option(help="Of inputs and weights.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, or a GPU, cuda or xpu; the suite gpu is made for one.")] = "cpu",
 ) -> None:
-    """Measure the speed of layers and models on this CPU, against dense layers, mixture of experts and plain PyTorch.
+    """Measure the speed of layers and models against dense layers, mixture of experts and plain PyTorch.
 
     Every output is checked first: a speed is reported only of what computes the right thing.
     """
@@ -61,6 +62,7 @@ def bench_command(
         max_blocks=max_blocks,
         layers=layers,
         seed=seed,
+        device=device,
     )
     try:
         with _progress() as on_progress:

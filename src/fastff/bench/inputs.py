@@ -22,14 +22,14 @@ class Rotation:
     def __init__(
         self, tokens: int, in_features: int, *, gradient_features: int | None = None, dtype: torch.dtype, seed: int
     ) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator, device = torch.Generator().manual_seed(seed), torch.get_default_device()
         self.batches: list[tuple[Tensor, ...]] = []
         for _ in range(batch_count(tokens)):
-            x_TI = torch.randn(tokens, in_features, generator=generator).to(dtype)
+            x_TI = torch.randn(tokens, in_features, generator=generator, device="cpu").to(device, dtype)
             if gradient_features is None:
                 self.batches.append((x_TI,))
             else:
-                g_TO = torch.randn(tokens, gradient_features, generator=generator).to(dtype)
+                g_TO = torch.randn(tokens, gradient_features, generator=generator, device="cpu").to(device, dtype)
                 self.batches.append((x_TI.requires_grad_(), g_TO))
 
     def __len__(self) -> int:

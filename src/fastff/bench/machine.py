@@ -18,10 +18,10 @@ GROUP = Path("/sys/fs/cgroup")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what is measured; of Transformers where it is in use."""
+    """Versions of what is measured; of Transformers and Triton where they are in use."""
     found = {"fastff": fastff.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    transformers = sys.modules.get("transformers")
-    return found if transformers is None else {**found, "transformers": transformers.__version__}
+    used = {name: sys.modules.get(name) for name in ("transformers", "triton")}
+    return found | {name: module.__version__ for name, module in used.items() if module is not None}
 
 
 def machine() -> dict[str, Any]:
@@ -33,7 +33,28 @@ def machine() -> dict[str, Any]:
         "caches": caches(),
         "instruction_set": ops.instruction_set(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        **gpu(),
     }
+
+
+def gpu() -> dict[str, Any]:
+    """The GPU that is the default device: its name, memory in bytes, multiprocessors, version of Triton."""
+    device = torch.get_default_device()
+    if device.type != "cuda":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "gpu_memory": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda or torch.version.hip,
+    }
+
+
+def wait() -> None:
+    """Until all that was launched on the default device is done."""
+    if torch.get_default_device().type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def cpu_name() -> str:
@@ -61,6 +82,8 @@ def caches() -> dict[str, int]:
 
 def free_memory() -> int | None:
     """Bytes that this process can still take, of the machine's and of its control group's; None where none is known."""
+    if torch.get_default_device().type != "cpu":
+        return torch.accelerator.get_memory_info()[0]
     found = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

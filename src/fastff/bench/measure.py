@@ -15,7 +15,7 @@ from time import perf_counter
 import torch
 
 from fastff.bench.inputs import Rotation
-from fastff.bench.machine import caches
+from fastff.bench.machine import caches, wait
 from fastff.bench.passes import Call
 
 WARM, COLD = "warm", "cold"
@@ -53,9 +53,11 @@ class Subject:
         batches = self.rotation.take(self.position, calls)
         self.position += calls
         call = self.call
+        wait()
         start = perf_counter()
         for batch in batches:
             call(*batch)
+        wait()
         return perf_counter() - start
 
     def calibrate(self) -> None:

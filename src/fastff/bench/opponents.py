@@ -1,4 +1,4 @@
-"""The same layers computed otherwise: PyTorch's own gathers, int8, `nn.Linear`, the reference backend.
+"""The same layers computed otherwise: PyTorch's own gathers, products of groups, compiler, int8, the reference backend.
 
 Each has an attribute `definition`, the layer whose output it must give.
 """
@@ -7,10 +7,11 @@ import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastff.bench.candidate import UnavailableError
-from fastff.nn import FeedForward, FeedForwardLayer, UltraFFF
+from fastff.nn import FeedForward, FeedForwardLayer, MoE, UltraFFF
 from fastff.ops import activate, use_backend
 
 CHUNK = 2048  # tokens whose rows are gathered at a time
@@ -53,6 +54,42 @@ class GatherBmm(nn.Module):
                 y_TO = y_TO + torch.bmm(hidden_T11, w_out[row_T].unsqueeze(1)).squeeze(1)
                 node_T = 2 * node_T + 1 + (z_T11.view(-1) >= 0).long()
         return y_TO
+
+
+class Compiled(nn.Module):
+    """A layer under `torch.compile`."""
+
+    def __init__(self, layer: FeedForwardLayer) -> None:
+        super().__init__()
+        self.definition = layer
+        self.compiled = torch.compile(layer, fullgraph=True, dynamic=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compiled(x)
+
+
+class GroupedExperts(nn.Module):
+    """`MoE` in inference, its experts' products by PyTorch's grouped matrix multiplication."""
+
+    def __init__(self, layer: MoE) -> None:
+        super().__init__()
+        if not hasattr(F, "grouped_mm"):
+            raise UnavailableError("this PyTorch has no grouped_mm")
+        if any(size * layer.expert_w1.itemsize % 16 for size in layer.expert_w1.shape[1:]):
+            raise UnavailableError("grouped_mm takes rows of a multiple of 16 bytes alone")
+        self.definition = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.definition
+        best, chosen = F.linear(x, layer.gate_weight).topk(layer.top_k, dim=-1)
+        expert_R, order_R = chosen.flatten().sort(stable=True)
+        token_R = order_R // layer.top_k
+        ends_E = torch.searchsorted(expert_R, torch.arange(layer.experts, device=x.device), right=True).int()
+        z_RW = F.grouped_mm(x[token_R], layer.expert_w1.transpose(1, 2), offs=ends_E) + layer.expert_b1[expert_R]
+        hidden_RW = activate(z_RW, layer.activation)
+        y_RO = F.grouped_mm(hidden_RW, layer.expert_w2, offs=ends_E) + layer.expert_b2[expert_R]
+        gate_R1 = best.softmax(-1).flatten()[order_R].unsqueeze(-1)
+        return x.new_zeros(len(x), layer.out_features).index_add(0, token_R, gate_R1 * y_RO)
 
 
 class LinearPair(nn.Module):

@@ -9,10 +9,12 @@ import torch
 
 from fastff.bench.candidate import Candidate, UnavailableError
 from fastff.bench.check import DisagreementError, check_gradients, check_output, check_steps
+from fastff.bench.graph import graphed
 from fastff.bench.group import Group
 from fastff.bench.inputs import Rotation
-from fastff.bench.machine import free_memory, threads
+from fastff.bench.machine import free_memory, threads, wait
 from fastff.bench.measure import COLD, FEWEST, WARM, Subject, rounds_of
+from fastff.bench.opponents import Compiled
 from fastff.bench.passes import STEP, call_of, is_training, mode_of
 from fastff.bench.results import Results
 from fastff.bench.settings import Settings
@@ -55,7 +57,7 @@ def run(
     plans = {name: deque(SUITES[name].groups(settings)) for name in suites}
     faults: list[Exception] = []
     results = []
-    with threads(settings.threads):
+    with threads(settings.threads), torch.device(settings.device):
         for name, groups in plans.items():
             results.append(Results(name, folder, SUITES[name].limited(settings)))
             try:
@@ -114,9 +116,15 @@ class _Suite:
         if group.kind == STEP:
             check_steps(candidate, module, rotation.batches)
         call = call_of(group.kind, module, candidate.optimizer and candidate.optimizer(module))
+        if candidate.graph:
+            call = graphed(call)
         with mode_of(group.kind):
+            if self.settings.device != "cpu" or isinstance(module, Compiled):
+                call(*rotation.batches[0])  # compiles kernels, which is not timed
+                wait()
             start = time.perf_counter()
             first = call(*rotation.batches[0])
+            wait()
             seconds = time.perf_counter() - start
             self._refuse_slow(seconds)
             if not training:

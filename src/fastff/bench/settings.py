@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from fastff.nn.layer import whole_number
 
 
@@ -25,6 +27,7 @@ class Settings:
         max_blocks: most leaves or experts of the suite `blocks`.
         layers: of the models in the suites `models` and `generate`, which have numbers of their own.
         seed: of inputs and weights.
+        device: "cpu", or a GPU ("cuda", "xpu"), whose kernels are waited for.
     """
 
     in_features: int = 768
@@ -40,6 +43,7 @@ class Settings:
     max_blocks: int = 2**12
     layers: int | None = None
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "trees", "threads"):
@@ -57,6 +61,14 @@ class Settings:
                 raise ValueError("tokens must name at least one count")
             for count in self.tokens:
                 whole_number("tokens", count, 1)
+
+        accelerator = torch.accelerator.current_accelerator()
+        if self.device != "cpu" and (accelerator is None or self.device != accelerator.type):
+            raise ValueError(
+                f"device must be cpu or {accelerator or 'a GPU, of which none is here'}, got {self.device!r}"
+            )
+        if self.cold and self.device != "cpu":
+            raise ValueError("cold is for the caches of a CPU")
 
     @property
     def width(self) -> int:

@@ -1,6 +1,6 @@
 """What is compared: each suite is a list of groups, whose candidates are measured side by side."""
 
-from fastff.bench.suites import blocks, generate, inference, models, quick, step, training, width
+from fastff.bench.suites import blocks, generate, gpu, inference, models, quick, step, training, width
 from fastff.bench.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -12,6 +12,7 @@ SUITES: dict[str, Suite] = {
     "step": step.SUITE,
     "models": models.SUITE,
     "generate": generate.SUITE,
+    "gpu": gpu.SUITE,
 }
 
 __all__ = ["SUITES", "Suite"]

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from fastff.bench.group import Group
 from fastff.bench.passes import FORWARD
 from fastff.bench.settings import Settings
@@ -13,7 +15,9 @@ NARROWEST = 6  # its logarithm
 
 
 def groups(s: Settings) -> list[Group]:
-    """Widths 2^6 .. max_width, of which the trees have about as many neurons; all of one tree."""
+    """Widths 2^6 .. max_width, of which the trees have about as many neurons; all of one tree. On a GPU in bfloat16, on
+    NVIDIA's as CUDA graphs.
+    """
     found = []
     for power in range(NARROWEST, s.max_width.bit_length()):
         one = replace(s, depth=power - 1, trees=1)
@@ -24,6 +28,8 @@ def groups(s: Settings) -> list[Group]:
             tree(one, power - 3, 8),
             fff(one, power - EXPERT_WIDTH.bit_length() + 1, EXPERT_WIDTH),
         ]
+        if s.device != "cpu":
+            candidates = [replace(c, dtype=torch.bfloat16, graph=s.device == "cuda") for c in candidates]
         found.append(Group(FORWARD, (s.tokens or (TOKENS,))[-1], candidates))
     return found
 

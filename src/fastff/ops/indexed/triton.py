@@ -8,8 +8,9 @@ from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.checks import check_choice, check_tensor
 from fastff.ops.triton.blocks import Blocks, Rows, multiply, outer, spread
 from fastff.ops.triton.columns import LEAVES
+from fastff.ops.triton.config import config
 from fastff.ops.triton.group import sort_slots
-from fastff.ops.triton.launch import OPTIONS, SMALLEST, columns, on_device
+from fastff.ops.triton.launch import SMALLEST, columns, on_device
 from fastff.ops.triton.learn import learn_path
 
 IDENTITY = list(ACTIVATIONS).index("identity")
@@ -77,7 +78,7 @@ def indexed_backward(
                 *(factor, amplitude, factor, amplitude, T * S),
                 **{"DEPTH": 0, "WIDTH": W, "NODE_SIDES": 0, "LEAF_SIDES": 1, "ACTIVATION": activation},
                 **{"GRADIENT": 0, "MASKED": mask is not None, "GIVEN": False},
-                **{"BT": SMALLEST, "P": 1, "C": columns(W), **OPTIONS},
+                **{"BT": SMALLEST, "P": 1, "C": columns(W), **config().options},
             )
             if wanted[5]:
                 grads[5] = ((amplitude * gain).sum(-1) + bias_gain.squeeze(-1)).to(x.dtype)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-LEVELS = 6  # of a block at most: 63 nodes
+from fastff.ops.triton.config import config
+
 NEURONS = 64  # of the leaves under a group that a tile multiplies, though each token needs those of one leaf
 
 
@@ -17,7 +18,7 @@ class Plan:
     @cached_property
     def blocks(self) -> list[tuple[int, int]]:
         """First level and number of levels of each block on a way, of sizes as equal as can be."""
-        number = -(-self.depth // LEVELS)
+        number = -(-self.depth // config().levels)
         sizes = [(self.depth + i) // number for i in reversed(range(number))]
         return [(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
 

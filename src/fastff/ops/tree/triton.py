@@ -18,9 +18,10 @@ from fastff.ops.tree.checks import check_count, check_tree
 from fastff.ops.tree.plan import Plan
 from fastff.ops.triton.blocks import Blocks, Rows, multiply, outer, spread
 from fastff.ops.triton.columns import ANCESTORS, LEAVES, NODES
+from fastff.ops.triton.config import config
 from fastff.ops.triton.descend import descend_block
-from fastff.ops.triton.group import TILE, Groups, alone, are_few, by_tree, sort_slots
-from fastff.ops.triton.launch import FEATURES, OPTIONS, SMALLEST, columns, on_device
+from fastff.ops.triton.group import Groups, alone, are_few, by_tree, sort_slots
+from fastff.ops.triton.launch import SMALLEST, columns, on_device
 from fastff.ops.triton.learn import learn_path
 from fastff.ops.triton.walk import walk_block, walk_leaves
 
@@ -94,7 +95,7 @@ def _forward(tree: _Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             descend_block[here.launches,](
                 *(x, tree.node_weight, tree.node_bias, here.tiles, here.order, logits, leaf, here.slots, K, x.shape[1]),
                 **{"FIRST": first, "LEVELS": levels, "DEPTH": D, "ORDER": here.kind},
-                **{"BT": TILE, "C": columns(1 << levels), "BI": FEATURES, **OPTIONS},
+                **{"BT": config().tile, "C": columns(1 << levels), "BI": config().features, **config().options},
             )
         blocks = tree.blocks(plan.first, plan.last, groups_at(plan.first), leaf)
         if tree.W:
@@ -211,7 +212,7 @@ def _learn(call: _Call, last: Blocks, groups: dict[int, Groups]) -> tuple[Tensor
         **{"DEPTH": D, "WIDTH": W, "NODE_SIDES": tree.node_sides, "LEAF_SIDES": tree.leaf_sides},
         **{"ACTIVATION": tree.activation, "GRADIENT": gradient, "MASKED": tree.mask is not None},
         **{"GIVEN": call.grad_logits is not None, "BT": SMALLEST, "P": triton.next_power_of_2(max(D, 1))},
-        **{"C": columns(W), **OPTIONS},
+        **{"C": columns(W), **config().options},
     )
     return made
 
@@ -232,7 +233,7 @@ def _walk(call: _Call, groups: dict[int, Groups]) -> Tensor:
             *(place, call.leaf, levels, worth, end, here.slots, K, I, O),
             **{"FIRST": first, "LEVELS": count, "DEPTH": D, "SIDES": tree.node_sides, "BEGIN": begin},
             **{"ACTIVATION": tree.activation, "WALKERS": walkers, "DRAWN": drawn, "ORDER": here.kind},
-            **{"BT": TILE, "C": columns(1 << count), "BI": FEATURES, **OPTIONS},
+            **{"BT": config().tile, "C": columns(1 << count), "BI": config().features, **config().options},
         )
 
     for first, count in tree.plan.blocks:
@@ -248,6 +249,12 @@ def _walk(call: _Call, groups: dict[int, Groups]) -> Tensor:
             *(end, worth, here.slots, K, I, O),
             **{"FIRST": first, "LEVELS": count, "DEPTH": D, "WIDTH": tree.W, "SIDES": tree.leaf_sides},
             **{"ACTIVATION": tree.activation, "WALKERS": walkers, "COLUMNS": neurons, "ORDER": here.kind},
-            **{"BT": TILE, "C": columns(neurons), "CB": columns(1 << count), "BI": FEATURES, **OPTIONS},
+            **{
+                "BT": config().tile,
+                "C": columns(neurons),
+                "CB": columns(1 << count),
+                "BI": config().features,
+                **config().options,
+            },
         )
     return worth

@@ -7,8 +7,9 @@ import triton
 from torch import Tensor
 
 from fastff.ops.triton.columns import ANCESTORS, LEAVES, NODES
-from fastff.ops.triton.group import TILE, Groups
-from fastff.ops.triton.launch import FEATURES, OPTIONS, SMALLEST, columns
+from fastff.ops.triton.config import config
+from fastff.ops.triton.group import Groups
+from fastff.ops.triton.launch import SMALLEST, columns
 from fastff.ops.triton.outer import outer_block
 from fastff.ops.triton.product import multiply_block
 from fastff.ops.triton.spread import add_parts, spread_block
@@ -70,7 +71,7 @@ def multiply(
         *(x, weight, weight if bias is None else bias, groups.tiles, groups.order, blocks.way),
         *(out if logits is None else logits, out, groups.slots, blocks.trees, x.shape[1], out.shape[-1]),
         **{**blocks.constants, "KIND": kind, "WIDTH": width, "SIDES": sides, "BIAS": bias is not None},
-        **{"BT": TILE, "C": C, "BI": FEATURES, "ORDER": groups.kind, **OPTIONS},
+        **{"BT": config().tile, "C": C, "BI": config().features, "ORDER": groups.kind, **config().options},
     )
 
 
@@ -102,19 +103,21 @@ def spread(
     in_nodes, in_leaves = blocks.columns(NODES, 1, node_sides), blocks.columns(LEAVES, width, leaf_sides)
     nodes, leaves = nodes or Rows(y, y, 0), leaves or Rows(y, y, 0)
     parts = y if K == 1 and gate is None else y.new_empty(T, K, O, dtype=torch.float32)
-    spread_block[groups.launches, triton.cdiv(O, FEATURES)](
+    spread_block[groups.launches, triton.cdiv(O, config().features)](
         *(nodes.factor, nodes.weight, leaves.factor, y if mask is None else mask, leaves.weight),
         *(y if bias is None else bias, groups.tiles, groups.order, blocks.way, parts, groups.slots, K, O),
         **{**blocks.constants, "WIDTH": width, "NODE_SIDES": node_sides, "LEAF_SIDES": leaf_sides},
         **{"ACTIVATION": activation, "GATED": mask is not None, "BIAS": bias is not None},
         **{"ABOVE": max(SMALLEST, triton.next_power_of_2(blocks.first)) if blocks.first else 0},
         **{"NODE_COLUMNS": in_nodes, "LEAF_COLUMNS": in_leaves, "C": columns(max(in_nodes, in_leaves))},
-        **{"BT": TILE, "BO": FEATURES, "ORDER": groups.kind, **OPTIONS},
+        **{"BT": config().tile, "BO": config().features, "ORDER": groups.kind, **config().options},
     )
     if parts is not y:
-        grid = triton.cdiv(T, SMALLEST), triton.cdiv(O, FEATURES)
+        grid = triton.cdiv(T, SMALLEST), triton.cdiv(O, config().features)
         gated = gate is not None
-        add_parts[grid](parts, gate if gated else y, y, T, K, O, GATED=gated, BT=SMALLEST, BO=FEATURES, **OPTIONS)
+        add_parts[grid](
+            parts, gate if gated else y, y, T, K, O, GATED=gated, BT=SMALLEST, BO=config().features, **config().options
+        )
 
 
 def outer(
@@ -141,12 +144,19 @@ def outer(
         target = grad.new_empty(split, blocks.number * number, features, dtype=torch.float32)
         target_bias = None if bias is None else grad.new_empty(split, blocks.number * number, dtype=torch.float32)
     C = columns(number)
-    outer_block[blocks.number * split, triton.cdiv(number, C), triton.cdiv(features, FEATURES)](
+    outer_block[blocks.number * split, triton.cdiv(number, C), triton.cdiv(features, config().features)](
         *(factor, factor if logits is None else logits, x, groups.bounds, groups.order, blocks.way, target),
         *(target if target_bias is None else target_bias, blocks.number * number),
         *(blocks.trees, features, factor.shape[-1]),
         **{**blocks.constants, "KIND": kind, "WIDTH": width, "SIDES": sides, "KEPT": kept},
-        **{"BIAS": bias is not None, "SPLIT": split, "BT": TILE, "C": C, "BI": FEATURES, **OPTIONS},
+        **{
+            "BIAS": bias is not None,
+            "SPLIT": split,
+            "BT": config().tile,
+            "C": C,
+            "BI": config().features,
+            **config().options,
+        },
     )
     if split > 1:
         _add_up(target, grad, kind, blocks.levels)

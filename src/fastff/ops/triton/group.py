@@ -7,10 +7,9 @@ import triton
 from torch import Tensor
 
 from fastff.ops.triton.columns import ALONE, BY_TREE, SORTED
-from fastff.ops.triton.launch import OPTIONS
+from fastff.ops.triton.config import config
 from fastff.ops.triton.sort import count_keys, divide_groups, order_keys
 
-TILE = 64  # slots of a tile; of all kernels and sizes, as the bits of a row depend on it
 FEW = 256  # up to so many slots each has its own tile: sorting them would take longer
 CHUNK = 128  # slots of which one program finds the ranks, by comparing all pairs
 COUNTS = 4096  # of chunks and groups that are added up at a time
@@ -45,7 +44,7 @@ def are_few(slots: int) -> bool:
 def by_tree(tokens: int, trees: int, like: Tensor) -> Groups:
     """All tokens in each tree."""
     nothing = like.new_empty(0, dtype=torch.int32)
-    return Groups(BY_TREE, nothing, nothing, nothing, trees * triton.cdiv(tokens, TILE), tokens)
+    return Groups(BY_TREE, nothing, nothing, nothing, trees * triton.cdiv(tokens, config().tile), tokens)
 
 
 def alone(slots: int, like: Tensor) -> Groups:
@@ -77,15 +76,21 @@ def sort_slots(
     slots = place.numel()
     chunks = triton.cdiv(slots, CHUNK)
     most = slots if every or levels is not None else slots // walkers * min(level, walkers)
-    launches = min(most, triton.cdiv(most, TILE) + groups)  # a bound: the true number would have to be waited for
+    launches = min(
+        most, triton.cdiv(most, config().tile) + groups
+    )  # a bound: the true number would have to be waited for
     counts = place.new_zeros(chunks, groups, dtype=torch.int32)
     tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in ((launches, 3), (slots,)))
     bounds = place.new_empty(groups + 1)
     keys = {"LEVEL": level, "BELOW": below, "WALKERS": walkers, "DRAWN": levels is not None, "ALL": every}
     levels = place if levels is None else levels
-    count_keys[chunks,](place, levels, counts, slots, trees, groups, **keys, CHUNK=CHUNK, **OPTIONS)
+    count_keys[chunks,](place, levels, counts, slots, trees, groups, **keys, CHUNK=CHUNK, **config().options)
     BG = min(1024, triton.next_power_of_2(groups))
     BC = min(COUNTS // BG, triton.next_power_of_2(chunks))
-    divide_groups[1,](counts, bounds, tiles, chunks, groups, launches, BT=TILE, BC=BC, BG=BG, **OPTIONS)
-    order_keys[chunks,](place, levels, counts, bounds, order, slots, trees, groups, **keys, CHUNK=CHUNK, **OPTIONS)
+    divide_groups[1,](
+        counts, bounds, tiles, chunks, groups, launches, BT=config().tile, BC=BC, BG=BG, **config().options
+    )
+    order_keys[chunks,](
+        place, levels, counts, bounds, order, slots, trees, groups, **keys, CHUNK=CHUNK, **config().options
+    )
     return Groups(SORTED, tiles, order, bounds, launches, slots)
