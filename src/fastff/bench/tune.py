@@ -1,7 +1,7 @@
 """Which sizes of launches are the fastest on the GPU at hand: `python -m fastff.bench.tune --out tune.json`.
 
 Forward and backward of one layer in bfloat16, as CUDA graphs, for each change of one or two sizes of
-`fastff.ops.triton.config`. The sizes that ship are those that were best on the cards that docs/gpu.md names.
+`fastff.ops.triton.config`.
 """
 
 import argparse
