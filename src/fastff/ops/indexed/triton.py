@@ -7,11 +7,11 @@ from torch import Tensor
 from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.checks import check_choice, check_tensor
 from fastff.ops.triton.blocks import Blocks, Rows, multiply, outer, spread
-from fastff.ops.triton.columns import LEAVES
 from fastff.ops.triton.config import config
 from fastff.ops.triton.group import sort_slots
+from fastff.ops.triton.kernels.columns import LEAVES
+from fastff.ops.triton.kernels.learn import learn_path
 from fastff.ops.triton.launch import SMALLEST, columns, on_device
-from fastff.ops.triton.learn import learn_path
 
 IDENTITY = list(ACTIVATIONS).index("identity")
 

@@ -17,13 +17,13 @@ from fastff.ops.checks import check_choice, check_tensor, tree_depth
 from fastff.ops.tree.checks import check_count, check_tree
 from fastff.ops.tree.plan import Plan
 from fastff.ops.triton.blocks import Blocks, Rows, multiply, outer, spread
-from fastff.ops.triton.columns import ANCESTORS, LEAVES, NODES
 from fastff.ops.triton.config import config
-from fastff.ops.triton.descend import descend_block
 from fastff.ops.triton.group import Groups, alone, are_few, by_tree, sort_slots
+from fastff.ops.triton.kernels.columns import ANCESTORS, LEAVES, NODES
+from fastff.ops.triton.kernels.descend import descend_block
+from fastff.ops.triton.kernels.learn import learn_path
+from fastff.ops.triton.kernels.walk import walk_block, walk_leaves
 from fastff.ops.triton.launch import SMALLEST, columns, on_device
-from fastff.ops.triton.learn import learn_path
-from fastff.ops.triton.walk import walk_block, walk_leaves
 
 IDENTITY = list(ACTIVATIONS).index("identity")
 SAMPLED, EXACT = 2, 3  # of GRADIENTS

@@ -6,13 +6,13 @@ import torch
 import triton
 from torch import Tensor
 
-from fastff.ops.triton.columns import ANCESTORS, LEAVES, NODES
 from fastff.ops.triton.config import config
 from fastff.ops.triton.group import Groups
+from fastff.ops.triton.kernels.columns import ANCESTORS, LEAVES, NODES
+from fastff.ops.triton.kernels.outer import outer_block
+from fastff.ops.triton.kernels.product import multiply_block
+from fastff.ops.triton.kernels.spread import add_parts, spread_block
 from fastff.ops.triton.launch import SMALLEST, columns
-from fastff.ops.triton.outer import outer_block
-from fastff.ops.triton.product import multiply_block
-from fastff.ops.triton.spread import add_parts, spread_block
 
 SHARE = 1024  # slots whose part of a weight's gradient one program sums, where a group is all tokens
 

@@ -6,9 +6,9 @@ import torch
 import triton
 from torch import Tensor
 
-from fastff.ops.triton.columns import ALONE, BY_TREE, SORTED
 from fastff.ops.triton.config import config
-from fastff.ops.triton.sort import count_keys, divide_groups, order_keys
+from fastff.ops.triton.kernels.columns import ALONE, BY_TREE, SORTED
+from fastff.ops.triton.kernels.sort import count_keys, divide_groups, order_keys
 
 FEW = 256  # up to so many slots each has its own tile: sorting them would take longer
 CHUNK = 128  # slots of which one program finds the ranks, by comparing all pairs

@@ -8,41 +8,18 @@ child to which the node's own decision leads, from the bottom up, for all nodes 
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.columns import LEAVES, NODES, amplitude, read_columns, read_tile, tokens_times_rows
+from fastff.ops.triton.kernels.columns import LEAVES, NODES, amplitude, read_columns, read_tile, tokens_times_rows
 
 _NODES, _LEAVES = tl.constexpr(NODES), tl.constexpr(LEAVES)
 
 
 @triton.jit
 def walk_block(
-    x,
-    node_weight,
-    node_bias,
-    grad_y,
-    node_out,
-    tiles,
-    order,
-    place,
-    leaf,
-    levels,
-    worth,
-    end,
-    count,
-    trees,
-    features,
-    out_features,
-    FIRST: tl.constexpr,
-    LEVELS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    SIDES: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    WALKERS: tl.constexpr,
-    DRAWN: tl.constexpr,
-    BEGIN: tl.constexpr,
-    BT: tl.constexpr,
-    C: tl.constexpr,
-    BI: tl.constexpr,
-    ORDER: tl.constexpr,
+    x, node_weight, node_bias, grad_y, node_out, tiles, order, place, leaf, levels, worth, end, count, trees,
+    features, out_features,
+    FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, SIDES: tl.constexpr, ACTIVATION: tl.constexpr,
+    WALKERS: tl.constexpr, DRAWN: tl.constexpr, BEGIN: tl.constexpr, BT: tl.constexpr, C: tl.constexpr,
+    BI: tl.constexpr, ORDER: tl.constexpr,
 ):
     """Take walkers through a block: add to worth (slots, WALKERS) what they gain, set end (slots, WALKERS) int64, the
     leaf as far as it is decided.
@@ -103,33 +80,10 @@ def walk_block(
 
 @triton.jit
 def walk_leaves(
-    x,
-    w1,
-    b1,
-    grad_y,
-    w2,
-    b2,
-    tiles,
-    order,
-    place,
-    worth,
-    count,
-    trees,
-    features,
-    out_features,
-    FIRST: tl.constexpr,
-    LEVELS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SIDES: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    WALKERS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BT: tl.constexpr,
-    C: tl.constexpr,
-    CB: tl.constexpr,
-    BI: tl.constexpr,
-    ORDER: tl.constexpr,
+    x, w1, b1, grad_y, w2, b2, tiles, order, place, worth, count, trees, features, out_features,
+    FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, SIDES: tl.constexpr,
+    ACTIVATION: tl.constexpr, WALKERS: tl.constexpr, COLUMNS: tl.constexpr, BT: tl.constexpr, C: tl.constexpr,
+    CB: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
 ):
     """Add to worth (slots, WALKERS) what the leaves gain in which walkers ended; `place` says which.
 
@@ -156,19 +110,8 @@ def walk_leaves(
 
 @triton.jit
 def _gain(
-    z,
-    token,
-    here,
-    grad_y,
-    weight,
-    row,
-    exists,
-    features,
-    SIDES: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BT: tl.constexpr,
-    C: tl.constexpr,
-    BI: tl.constexpr,
+    z, token, here, grad_y, weight, row, exists, features,
+    SIDES: tl.constexpr, ACTIVATION: tl.constexpr, BT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
 ):
     """grad_y . what the neurons of these rows, with these logits (BT, C), put out; 0 if SIDES is 0."""
     if SIDES == 1:

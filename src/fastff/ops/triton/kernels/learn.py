@@ -3,36 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.columns import amplitude, slope
+from fastff.ops.triton.kernels.columns import amplitude, slope
 
 
 @triton.jit
 def learn_path(
-    logits,
-    node_gain,
-    hidden,
-    leaf_gain,
-    mask,
-    bias_gain,
-    other,
-    levels,
-    grad_logits,
-    grad_node,
-    node_amplitude,
-    grad_hidden,
-    leaf_amplitude,
-    slots,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    NODE_SIDES: tl.constexpr,
-    LEAF_SIDES: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    MASKED: tl.constexpr,
-    GIVEN: tl.constexpr,
-    BT: tl.constexpr,
-    P: tl.constexpr,
-    C: tl.constexpr,
+    logits, node_gain, hidden, leaf_gain, mask, bias_gain, other, levels, grad_logits, grad_node, node_amplitude,
+    grad_hidden, leaf_amplitude, slots,
+    DEPTH: tl.constexpr, WIDTH: tl.constexpr, NODE_SIDES: tl.constexpr, LEAF_SIDES: tl.constexpr,
+    ACTIVATION: tl.constexpr, GRADIENT: tl.constexpr, MASKED: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
+    P: tl.constexpr, C: tl.constexpr,
 ):
     """Gradients and amplitudes of the nodes (slots, DEPTH) and hidden neurons (slots, WIDTH) on the way.
 

@@ -3,35 +3,15 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.columns import multiply, read_columns
+from fastff.ops.triton.kernels.columns import multiply, read_columns
 
 
 @triton.jit
 def outer_block(
-    factor,
-    logits,
-    x,
-    bounds,
-    order,
-    leaf,
-    grad,
-    grad_bias,
-    rows,
-    trees,
-    features,
-    entries,
-    KIND: tl.constexpr,
-    FIRST: tl.constexpr,
-    LEVELS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SIDES: tl.constexpr,
-    KEPT: tl.constexpr,
-    BIAS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BT: tl.constexpr,
-    C: tl.constexpr,
-    BI: tl.constexpr,
+    factor, logits, x, bounds, order, leaf, grad, grad_bias, rows, trees, features, entries,
+    KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    SIDES: tl.constexpr, KEPT: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr, BT: tl.constexpr,
+    C: tl.constexpr, BI: tl.constexpr,
 ):
     """grad (SPLIT, rows, features) and grad_bias (SPLIT, rows), each part over its share of the group's slots; of a
     two-sided neuron the row of the side of its logit. KEPT: levels of the trees that `grad` holds.
@@ -67,8 +47,7 @@ def outer_block(
         sums += tl.sum(a, 1)
     row += part.to(tl.int64) * rows
     tl.store(
-        grad + row[:, None] * features + i[None, :],
-        total.to(grad.dtype.element_ty),
+        grad + row[:, None] * features + i[None, :], total.to(grad.dtype.element_ty),
         mask=exists[:, None] & inside[None, :],
     )
     if BIAS:

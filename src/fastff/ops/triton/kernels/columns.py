@@ -29,16 +29,8 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def read_tile(
-    pid,
-    tiles,
-    order,
-    place,
-    count,
-    trees,
-    FIRST: tl.constexpr,
-    BELOW: tl.constexpr,
-    BT: tl.constexpr,
-    ORDER: tl.constexpr,
+    pid, tiles, order, place, count, trees,
+    FIRST: tl.constexpr, BELOW: tl.constexpr, BT: tl.constexpr, ORDER: tl.constexpr,
 ):
     """The slots of a tile (BT,), which of them there are, and their group (tree * 2^FIRST + node of level FIRST).
 
@@ -65,13 +57,8 @@ def read_tile(
 
 @triton.jit
 def read_columns(
-    column,
-    group,
-    KIND: tl.constexpr,
-    FIRST: tl.constexpr,
-    LEVELS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
+    column, group,
+    KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
     SIDES: tl.constexpr,
 ):
     """Of each column: its row of the weight (int64), its entry, its side, whether there is such a column, and the

@@ -3,34 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.columns import ANCESTORS, LEAVES, NODES, amplitude, multiply, read_columns, read_tile
+from fastff.ops.triton.kernels.columns import ANCESTORS, LEAVES, NODES, amplitude, multiply, read_columns, read_tile
 
 _NODES, _LEAVES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(LEAVES), tl.constexpr(ANCESTORS)
 
 
 @triton.jit
 def _add_rows(
-    total,
-    factor,
-    gate,
-    weight,
-    slot,
-    here,
-    way,
-    group,
-    column,
-    o,
-    inside,
-    features,
-    entries,
-    KIND: tl.constexpr,
-    FIRST: tl.constexpr,
-    LEVELS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SIDES: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    GATED: tl.constexpr,
+    total, factor, gate, weight, slot, here, way, group, column, o, inside, features, entries,
+    KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    SIDES: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
 ):
     """total (BT, BO) + amplitudes of a slot's columns times their rows."""
     row, entry, side, exists, position, shift = read_columns(column, group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES)
@@ -46,34 +28,11 @@ def _add_rows(
 
 @triton.jit
 def spread_block(
-    node_factor,
-    node_weight,
-    leaf_factor,
-    gate,
-    leaf_weight,
-    leaf_bias,
-    tiles,
-    order,
-    leaf,
-    y,
-    count,
-    trees,
+    node_factor, node_weight, leaf_factor, gate, leaf_weight, leaf_bias, tiles, order, leaf, y, count, trees,
     features,
-    FIRST: tl.constexpr,
-    LEVELS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    NODE_SIDES: tl.constexpr,
-    LEAF_SIDES: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    GATED: tl.constexpr,
-    BIAS: tl.constexpr,
-    ABOVE: tl.constexpr,
-    NODE_COLUMNS: tl.constexpr,
-    LEAF_COLUMNS: tl.constexpr,
-    BT: tl.constexpr,
-    C: tl.constexpr,
-    BO: tl.constexpr,
+    FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NODE_SIDES: tl.constexpr,
+    LEAF_SIDES: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ABOVE: tl.constexpr,
+    NODE_COLUMNS: tl.constexpr, LEAF_COLUMNS: tl.constexpr, BT: tl.constexpr, C: tl.constexpr, BO: tl.constexpr,
     ORDER: tl.constexpr,
 ):
     """y (slots, features): over the nodes of a way, ABOVE (a power of two, or 0) of them above the block, and the
@@ -90,76 +49,19 @@ def spread_block(
     if NODE_SIDES > 0:
         if ABOVE > 0:
             total = _add_rows(
-                total,
-                node_factor,
-                gate,
-                node_weight,
-                slot,
-                here,
-                way,
-                group,
-                tl.arange(0, ABOVE),
-                o,
-                inside,
-                features,
-                DEPTH,
-                _ANCESTORS,
-                FIRST,
-                LEVELS,
-                DEPTH,
-                WIDTH,
-                NODE_SIDES,
-                ACTIVATION,
-                False,
+                total, node_factor, gate, node_weight, slot, here, way, group, tl.arange(0, ABOVE), o, inside,
+                features, DEPTH, _ANCESTORS, FIRST, LEVELS, DEPTH, WIDTH, NODE_SIDES, ACTIVATION, False,
             )
         for start in range(0, NODE_COLUMNS, C):
             total = _add_rows(
-                total,
-                node_factor,
-                gate,
-                node_weight,
-                slot,
-                here,
-                way,
-                group,
-                start + tl.arange(0, C),
-                o,
-                inside,
-                features,
-                DEPTH,
-                _NODES,
-                FIRST,
-                LEVELS,
-                DEPTH,
-                WIDTH,
-                NODE_SIDES,
-                ACTIVATION,
-                False,
+                total, node_factor, gate, node_weight, slot, here, way, group, start + tl.arange(0, C), o, inside,
+                features, DEPTH, _NODES, FIRST, LEVELS, DEPTH, WIDTH, NODE_SIDES, ACTIVATION, False,
             )
     if LEAF_SIDES > 0:
         for start in range(0, LEAF_COLUMNS, C):
             total = _add_rows(
-                total,
-                leaf_factor,
-                gate,
-                leaf_weight,
-                slot,
-                here,
-                way,
-                group,
-                start + tl.arange(0, C),
-                o,
-                inside,
-                features,
-                WIDTH,
-                _LEAVES,
-                FIRST,
-                LEVELS,
-                DEPTH,
-                WIDTH,
-                LEAF_SIDES,
-                ACTIVATION,
-                GATED,
+                total, leaf_factor, gate, leaf_weight, slot, here, way, group, start + tl.arange(0, C), o, inside,
+                features, WIDTH, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, LEAF_SIDES, ACTIVATION, GATED,
             )
     if BIAS:
         number = (group.to(tl.int64) << LEVELS) + way

@@ -3,33 +3,14 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.columns import read_columns, read_tile, tokens_times_rows
+from fastff.ops.triton.kernels.columns import read_columns, read_tile, tokens_times_rows
 
 
 @triton.jit
 def multiply_block(
-    x,
-    weight,
-    bias,
-    tiles,
-    order,
-    leaf,
-    logits,
-    out,
-    count,
-    trees,
-    features,
-    entries,
-    KIND: tl.constexpr,
-    FIRST: tl.constexpr,
-    LEVELS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SIDES: tl.constexpr,
-    BIAS: tl.constexpr,
-    BT: tl.constexpr,
-    C: tl.constexpr,
-    BI: tl.constexpr,
+    x, weight, bias, tiles, order, leaf, logits, out, count, trees, features, entries,
+    KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    SIDES: tl.constexpr, BIAS: tl.constexpr, BT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
     ORDER: tl.constexpr,
 ):
     """out (slots, entries): row . x, plus bias if any. Of two rows of a neuron that of the side of its logit (slots,

@@ -10,17 +10,8 @@ import triton.language as tl
 
 @triton.jit
 def _read_keys(
-    place,
-    levels,
-    number,
-    slots,
-    trees,
-    groups,
-    LEVEL: tl.constexpr,
-    BELOW: tl.constexpr,
-    WALKERS: tl.constexpr,
-    DRAWN: tl.constexpr,
-    ALL: tl.constexpr,
+    place, levels, number, slots, trees, groups,
+    LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
 ):
     """The group of each entry of `place`, and which have one: (entries,) of a slot, or (slots, WALKERS) of walkers, of
     which, unless ALL, those count that set out above LEVEL.
@@ -39,17 +30,8 @@ def _read_keys(
 
 @triton.jit
 def count_keys(
-    place,
-    levels,
-    counts,
-    slots,
-    trees,
-    groups,
-    LEVEL: tl.constexpr,
-    BELOW: tl.constexpr,
-    WALKERS: tl.constexpr,
-    DRAWN: tl.constexpr,
-    ALL: tl.constexpr,
+    place, levels, counts, slots, trees, groups,
+    LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Add to counts (chunks, groups) int32 the entries of each chunk in each group."""
@@ -60,15 +42,8 @@ def count_keys(
 
 @triton.jit
 def divide_groups(
-    counts,
-    bounds,
-    tiles,
-    chunks,
-    groups,
-    most,
-    BT: tl.constexpr,
-    BC: tl.constexpr,
-    BG: tl.constexpr,
+    counts, bounds, tiles, chunks, groups, most,
+    BT: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr,
 ):
     """Turn counts (chunks, groups) into where a chunk's share of a group begins, relative to the group; set bounds
     (groups + 1,) and tiles (most, 3). One program.
@@ -107,19 +82,8 @@ def divide_groups(
 
 @triton.jit
 def order_keys(
-    place,
-    levels,
-    begins,
-    bounds,
-    order,
-    slots,
-    trees,
-    groups,
-    LEVEL: tl.constexpr,
-    BELOW: tl.constexpr,
-    WALKERS: tl.constexpr,
-    DRAWN: tl.constexpr,
-    ALL: tl.constexpr,
+    place, levels, begins, bounds, order, slots, trees, groups,
+    LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """order (entries,) int32: the entries by group, within one in their own order."""

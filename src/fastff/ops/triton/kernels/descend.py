@@ -3,30 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.columns import NODES, read_columns, read_tile, tokens_times_rows
+from fastff.ops.triton.kernels.columns import NODES, read_columns, read_tile, tokens_times_rows
 
 _NODES = tl.constexpr(NODES)
 
 
 @triton.jit
 def descend_block(
-    x,
-    weight,
-    bias,
-    tiles,
-    order,
-    logits,
-    leaf,
-    count,
-    trees,
-    features,
-    FIRST: tl.constexpr,
-    LEVELS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BT: tl.constexpr,
-    C: tl.constexpr,
-    BI: tl.constexpr,
-    ORDER: tl.constexpr,
+    x, weight, bias, tiles, order, logits, leaf, count, trees, features,
+    FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, BT: tl.constexpr, C: tl.constexpr,
+    BI: tl.constexpr, ORDER: tl.constexpr,
 ):
     """Logits (slots, DEPTH) of levels FIRST .. FIRST + LEVELS - 1 and the leaf (slots,) as far as it is decided, its
     further bits 0.

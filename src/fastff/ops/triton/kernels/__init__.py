@@ -1,0 +1,1 @@
+"""The kernels themselves; `columns.py` says how they see a tree."""
