@@ -1,4 +1,4 @@
-"""The two models of P1's experiments around a feedforward layer: the layer alone, and a vision transformer."""
+"""The models around a feedforward layer: the layer alone, P1's vision transformer, and a small one."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastff.nn import build_layer
 
-MODELS = ("mlp", "vit")
+MODELS = ("mlp", "vit", "vit-small")
 
 
 class MLP(nn.Module):
@@ -96,11 +96,14 @@ class _Block(nn.Module):
 def build_model(
     model: str, shape: tuple[int, ...], classes: int, layer: str, input_dropout: float = 0.0
 ) -> MLP | VisionTransformer:
-    """Build "mlp" or "vit" with the feedforward layer that `layer` names.
+    """Build "mlp", "vit" or "vit-small" (hidden 64, patch 8) with the feedforward layer that `layer` names.
 
     Raises:
         ValueError: unknown model or layer, or a shape that the model cannot take.
     """
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
-    return (MLP if model == "mlp" else VisionTransformer)(shape, classes, layer, input_dropout)
+    if model == "mlp":
+        return MLP(shape, classes, layer, input_dropout)
+    sizes = {"hidden": 64, "patch": 8} if model == "vit-small" else {}
+    return VisionTransformer(shape, classes, layer, input_dropout, **sizes)
