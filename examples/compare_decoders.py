@@ -37,19 +37,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=LAYERS, default=list(LAYERS))
     arguments = parser.parse_args()
-    runs = []
+    runs: list[dict[str, Any]] = []
+    found = {"tokens": arguments.tokens, "lr": arguments.lr, "layers": 3, "runs": runs}
     for seed in range(arguments.seeds):
         for name in arguments.only:
             layer = LAYERS[name]
             balance = 0.0 if layer.startswith("ultra") else 0.01
-            budget = {"tokens": arguments.tokens, "lr": arguments.lr, "seed": seed}
-            config = PretrainConfig(data=arguments.data, feedforward=layer, balance=balance, **budget, **SETTINGS)
+            given = {"data": arguments.data, "tokens": arguments.tokens, "lr": arguments.lr, "seed": seed}
+            config = PretrainConfig(feedforward=layer, balance=balance, **given, **SETTINGS)
             folder = arguments.out / f"{name}_{seed}"
             result = pretrain(config, folder, resume=True)
             metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-            curve = [row for row in metrics if "validation_loss" in row]
+            shown = ("tokens", "seconds", "validation_loss")
+            curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]
             runs.append({"title": name, "layer": layer, "seed": seed, **result, "curve": curve})
-            write_json(arguments.out / "decoders.json", {"tokens": arguments.tokens, "lr": arguments.lr, "runs": runs})
+            write_json(arguments.out / "decoders.json", found)
     for run in sorted(runs, key=lambda run: run["validation_loss"]):
         print(f"{run['title']:20} validation loss {run['validation_loss']:.4f}, {run['seconds']:.0f} s")
 

@@ -78,6 +78,28 @@ def finetune_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def decoder_table(summary: dict) -> str:
+    """Decoders that differ in their feedforward layers, as a Markdown table: validation loss as training goes on."""
+    points = [row["tokens"] for row in summary["runs"][0]["curve"]]
+    shown = sorted({points[len(points) * share // 4 - 1] for share in (1, 2, 4)})
+    heads = ["feedforward layer", "neurons", "executed", "share"]
+    heads += [f"loss after {tokens / 1e6:.1f} M tokens" for tokens in shown] + ["training time"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for run in sorted(summary["runs"], key=lambda run: run["validation_loss"]):
+        layers, losses = summary["layers"], {row["tokens"]: row["validation_loss"] for row in run["curve"]}
+        share = run["inference_width"] / run["training_width"]
+        cells = [run["title"], count(run["training_width"] // layers), count(run["inference_width"] // layers)]
+        cells += [
+            f"{100 * share:.1f} %",
+            *(f"{losses[tokens]:.3f}" for tokens in shown),
+            f"{run['seconds'] / 60:.0f} min",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    versions = summary["runs"][0]["versions"]
+    lines.append(f"\nOne seed; 1 thread; torch {versions['torch']}, transformers {versions['transformers']}.")
+    return "\n".join(lines)
+
+
 def speed_table(results: dict, cache: str | None) -> str:
     """A benchmark as a Markdown table: how many times faster than the dense layer, and the time, by tokens or width."""
     rows, settings = [row for row in results["rows"] if cache in (None, row["cache"])], results["settings"]
@@ -164,6 +186,8 @@ def main() -> int:
         summary = json.loads((HERE / f"{name}.json").read_text())
         if "models" in summary:
             written = finetune_table(summary)
+        elif "lr" in summary:
+            written = decoder_table(summary)
         elif "settings" not in summary:
             written = table(summary)
         elif summary["rows"][0]["suite"] in SEQUENCES:

@@ -83,7 +83,7 @@ def caches() -> dict[str, int]:
 def free_memory() -> int | None:
     """Bytes that this process can still take, of the machine's and of its control group's; None where none is known."""
     if torch.get_default_device().type != "cpu":
-        return torch.accelerator.get_memory_info()[0]
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     found = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
