@@ -37,8 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=LAYERS, default=list(LAYERS))
     arguments = parser.parse_args()
-    runs: list[dict[str, Any]] = []
-    found = {"tokens": arguments.tokens, "lr": arguments.lr, "layers": 3, "runs": runs}
+    found: dict[str, Any] = {"tokens": arguments.tokens, "lr": arguments.lr, "layers": 3, "runs": []}
     for seed in range(arguments.seeds):
         for name in arguments.only:
             layer = LAYERS[name]
@@ -50,9 +49,9 @@ def main() -> None:
             metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
             shown = ("tokens", "seconds", "validation_loss")
             curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]
-            runs.append({"title": name, "layer": layer, "seed": seed, **result, "curve": curve})
+            found["runs"].append({"title": name, "layer": layer, "seed": seed, **result, "curve": curve})
             write_json(arguments.out / "decoders.json", found)
-    for run in sorted(runs, key=lambda run: run["validation_loss"]):
+    for run in sorted(found["runs"], key=lambda run: run["validation_loss"]):
         print(f"{run['title']:20} validation loss {run['validation_loss']:.4f}, {run['seconds']:.0f} s")
 
 
