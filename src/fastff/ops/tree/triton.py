@@ -160,9 +160,7 @@ def _backward(call: _Call, wanted: list[bool]) -> list[Tensor | None]:
     """Gradients of x, decisions, node_out, leaves, base; None where none of its group is wanted."""
     tree, grad_y, leaf = call.tree, call.grad_y, call.leaf
     plan, W = tree.plan, tree.W
-    order = torch.arange(tree.T * tree.K, device=leaf.device, dtype=torch.int32).view(tree.T, tree.K).t().flatten()
-    bounds = torch.arange(tree.K + 1, device=leaf.device) * tree.T
-    groups = {0: by_tree(tree.T, tree.K, leaf)._replace(order=order, bounds=bounds)}
+    groups = {0: by_tree(tree.T, tree.K, leaf)}
     for first in {first for first, _ in plan.blocks} | {plan.first}:
         groups.setdefault(first, tree.sort(first, leaf) if first else groups[0])
     last = tree.blocks(plan.first, plan.last, groups[plan.first], leaf)

@@ -146,12 +146,13 @@ def outer(
     C = columns(number)
     outer_block[blocks.number * split, triton.cdiv(number, C), triton.cdiv(features, config().features)](
         *(factor, factor if logits is None else logits, x, groups.bounds, groups.order, blocks.way, target),
-        *(target if target_bias is None else target_bias, blocks.number * number),
+        *(target if target_bias is None else target_bias, groups.slots, blocks.number * number),
         *(blocks.trees, features, factor.shape[-1]),
         **{**blocks.constants, "KIND": kind, "WIDTH": width, "SIDES": sides, "KEPT": kept},
         **{
             "BIAS": bias is not None,
             "SPLIT": split,
+            "ORDER": groups.kind,
             "BT": config().tile,
             "C": C,
             "BI": config().features,

@@ -3,15 +3,17 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.kernels.columns import multiply, read_columns
+from fastff.ops.triton.kernels.columns import BY_TREE, multiply, read_columns
+
+_BY_TREE = tl.constexpr(BY_TREE)
 
 
 @triton.jit
 def outer_block(
-    factor, logits, x, bounds, order, leaf, grad, grad_bias, rows, trees, features, entries,
+    factor, logits, x, bounds, order, leaf, grad, grad_bias, count, rows, trees, features, entries,
     KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
     SIDES: tl.constexpr, KEPT: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr, BT: tl.constexpr,
-    C: tl.constexpr, BI: tl.constexpr,
+    C: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
 ):
     """grad (SPLIT, rows, features) and grad_bias (SPLIT, rows), each part over its share of the group's slots; of a
     two-sided neuron the row of the side of its logit. KEPT: levels of the trees that `grad` holds.
@@ -19,7 +21,10 @@ def outer_block(
     group = tl.program_id(0) // SPLIT
     part = tl.program_id(0) % SPLIT
     below: tl.constexpr = DEPTH - FIRST - LEVELS
-    first, end = tl.load(bounds + group), tl.load(bounds + group + 1)
+    if ORDER == _BY_TREE:
+        first, end = 0, count
+    else:
+        first, end = tl.load(bounds + group).to(tl.int32), tl.load(bounds + group + 1).to(tl.int32)
     share = tl.cdiv(tl.cdiv(end - first, SPLIT), BT) * BT
     first = first + part * share
     end = tl.minimum(end, first + share)
@@ -32,7 +37,10 @@ def outer_block(
     for start in range(first, end, BT):
         place = start + tl.arange(0, BT)
         here = place < end
-        slot = tl.load(order + place, mask=here, other=0).to(tl.int64)
+        if ORDER == _BY_TREE:
+            slot = place.to(tl.int64) * trees + group
+        else:
+            slot = tl.load(order + place, mask=here, other=0).to(tl.int64)
         way = (tl.load(leaf + slot, mask=here, other=0) >> below).to(tl.int32) & ((1 << LEVELS) - 1)
         chosen = here[None, :] & exists[:, None] & ((way[None, :] >> shift[:, None]) == position[:, None])
         at = slot[None, :] * entries + entry[:, None]
