@@ -5,7 +5,7 @@ from functools import cached_property
 
 from fastff.ops.triton.config import config
 
-NEURONS = 64  # of the leaves under a group that a tile multiplies, though each token needs those of one leaf
+NEURONS = 128  # of the leaves under a group that a tile multiplies, though each token needs those of one leaf
 
 
 @dataclass(frozen=True)
@@ -16,16 +16,9 @@ class Plan:
     width: int
 
     @cached_property
-    def blocks(self) -> list[tuple[int, int]]:
-        """First level and number of levels of each block on a way, of sizes as equal as can be."""
-        number = -(-self.depth // config().levels)
-        sizes = [(self.depth + i) // number for i in reversed(range(number))]
-        return [(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
-
-    @cached_property
     def last(self) -> int:
         """Levels under the node that tokens of a group share when outputs are computed."""
-        levels = self.blocks[-1][1] if self.blocks else 0
+        levels = _split(self.depth, self._number)[-1] if self.depth else 0
         while self.width << levels > NEURONS and levels:
             levels -= 1
         return levels
@@ -34,3 +27,22 @@ class Plan:
     def first(self) -> int:
         """The level of that node."""
         return self.depth - self.last
+
+    @cached_property
+    def blocks(self) -> list[tuple[int, int]]:
+        """First level and number of levels of each block on a way: of sizes as equal as can be, or such that the last
+        begins at `first`, where that takes no more of them and so saves a sort.
+        """
+        sizes = _split(self.depth, self._number)
+        if 0 < self.last < sizes[-1] and self.first <= config().levels * (self._number - 1):
+            sizes = [*_split(self.first, self._number - 1), self.last]
+        return [(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+
+    @property
+    def _number(self) -> int:
+        return -(-self.depth // config().levels)
+
+
+def _split(levels: int, number: int) -> list[int]:
+    """So many sizes, as equal as can be, the largest first."""
+    return [(levels + i) // number for i in reversed(range(number))]
