@@ -30,27 +30,28 @@ P1_EXPLORATIVE: dict[str, dict[str, tuple[float, ...]]] = {
 }
 
 
+def published(data: str, shape: str) -> dict[str, Any]:
+    """P1's explorative figures of a layer on data of that name; empty where it has none."""
+    figures = next((f for name, f in P1_EXPLORATIVE.items() if name in data.lower().replace("_", "")), {})
+    test, *memorised = figures.get(shape, ()) or (None,)
+    if test is None:
+        return {}
+    return {"source": "P1, best of 10", "test_accuracy": test, "memorisation_accuracy": next(iter(memorised), None)}
+
+
 def p1_explorative(data: str) -> Comparison:
     """P1's explorative experiment at training width 128: leaf widths 8, 4, 2, 1."""
     shapes = ((4, 8), (5, 4), (6, 2), (7, 1))
     dense = trials(ADAMW, *DROPOUTS)
-    figures = next((f for name, f in P1_EXPLORATIVE.items() if name in data.lower().replace("_", "")), {})
-
-    def published(shape: str) -> dict[str, Any]:
-        test, *memorised = figures.get(shape, ()) or (None,)
-        if test is None:
-            return {}
-        return {"source": "P1, best of 10", "test_accuracy": test, "memorisation_accuracy": next(iter(memorised), None)}
-
     candidates = (
-        Candidate("dense 128, P1's training", "dense:width=128", ({**P1_SGD, "epochs": 60},), published("dense")),
+        Candidate("dense 128, P1's training", "dense:width=128", ({**P1_SGD, "epochs": 60},), published(data, "dense")),
         Candidate("dense 128", "dense:width=128", dense),
         *(
             Candidate(
                 f"FFF d{d} l{l}, P1's training",
                 f"fff:depth={d},leaf_width={l}",
                 trials({**P1_SGD, "epochs": 60}, P1_HARDENING, RISING_HARDENING),
-                published(f"d{d} l{l}"),
+                published(data, f"d{d} l{l}"),
             )
             for d, l in shapes
         ),

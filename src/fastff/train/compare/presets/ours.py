@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastff.train.compare.comparison import Candidate, Comparison, with_dense_baselines
+from fastff.train.compare.presets.first_paper import published
 from fastff.train.compare.presets.settings import (
     ADAMW,
     AS_IT_IS,
@@ -58,7 +59,12 @@ def recipe(data: str) -> Comparison:
     candidates = (
         *(Candidate(f"Tree d{d} l{l}", f"tree:depth={d},leaf_width={l}", tree) for d, l in shapes),
         Candidate("4 trees d5 l1", "tree:depth=5,leaf_width=1,trees=4", tree),
-        *(Candidate(f"FFF d{d} l{l}, P1's training", f"fff:depth={d},leaf_width={l}", p1) for d, l in shapes[:4]),
+        *(
+            Candidate(
+                f"FFF d{d} l{l}, P1's training", f"fff:depth={d},leaf_width={l}", p1, published(data, f"d{d} l{l}")
+            )
+            for d, l in shapes[:4]
+        ),
         Candidate("UltraFFF 1x7", "ultra:depth=7", plain),
         Candidate("UltraFFF 1x11", "ultra:depth=11", plain),
         Candidate("UltraFFF 4x5", "ultra:depth=5,trees=4", plain),
