@@ -21,11 +21,11 @@ LAYERS = {  # by the names of their folders
     "dense-1": "dense:width=1,activation=gelu",  # as good as no feedforward layer
     "ultrafff-8-x-6": "ultra:depth=6,trees=8",
     "moe-24-x-16--top-2": "moe:experts=24,expert_width=16,activation=gelu",
+    "moe--no-noise": "moe:experts=24,expert_width=16,activation=gelu,noise=false",
 }
-SHAPE = "hidden_size=128,num_hidden_layers=3,num_attention_heads=4"
-MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "shape": SHAPE, "vocab_size": 2048}
+MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "vocab_size": 2048, "clip": 1.0, "initialise": False}
 STEPS: dict[str, Any] = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "weight_decay": 0.1}
-SETTINGS = {**MODEL, **STEPS, "clip": 1.0, "initialise": False}
+SETTINGS = {**MODEL, **STEPS, "shape": "hidden_size=128,num_hidden_layers=3,num_attention_heads=4"}
 
 
 def main() -> None:

@@ -172,3 +172,16 @@ def test_dropout_only_in_training_and_block_counts():
     counts = layer.block_counts()
     assert set(counts) == {"expert_w1", "expert_b1", "expert_w2", "expert_b2"}
     assert all(torch.equal(c, torch.bincount(layer.routing.leaf.flatten(), minlength=5)) for c in counts.values())
+
+
+def test_without_noise_training_and_inference_are_one_function():
+    layer, x = MoE(6, 4, experts=5, expert_width=3, noise=False), torch.randn(40, 6)
+    assert not hasattr(layer, "noise_weight")
+    assert layer.gate_weight.abs().max() > 0
+    assert torch.equal(layer.train()(x), layer.eval()(x))
+    layer.train()(x)
+    counts = layer.routing.leaf_counts[0]
+    assert torch.equal(layer.routing.load, counts.float())
+    auxiliary_loss(layer, importance=1.0).backward()
+    assert layer.gate_weight.grad.abs().max() > 0
+    assert layer.multiply_adds(training=True) == layer.multiply_adds(training=False)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastff.nn.layer import probability, uniform_, whole_number
+from fastff.nn.layer import one_of, probability, uniform_, whole_number
 from fastff.nn.routed import RoutedLayer
 from fastff.nn.routing import ExpertRouting
 from fastff.ops import indexed_feedforward
@@ -26,16 +26,18 @@ class MoE(RoutedLayer):
         top_k: experts a token, at most `experts`.
         activation: of the experts, a key of `fastff.ops.ACTIVATIONS`.
         dropout: probability in [0, 1) with which an expert's hidden neuron is left out in training.
+        noise: whether noise is added to the gates in training. Without it, as in later work, gates are initialised as
+            other weights are, and `load` counts tokens, so that `importance` alone balances.
         device, dtype: of the parameters.
 
-    Parameters: gate_weight (E, in) and noise_weight (E, in), 0 at first so that the load starts even (appendix A);
+    Parameters: gate_weight (E, in) and, with noise, noise_weight (E, in), 0 at first so that the load starts even
+    (appendix A);
     expert_w1 (E, W, in), expert_b1 (E, W), expert_w2 (E, W, out), expert_b2 (E, out), as the leaves of `FFF`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    zero_parameters = ("gate_weight", "noise_weight")
     gate_weight: nn.Parameter
     noise_weight: nn.Parameter
     expert_w1: nn.Parameter
@@ -53,6 +55,7 @@ class MoE(RoutedLayer):
         top_k: int = 2,
         activation: str = "relu",
         dropout: float = 0.0,
+        noise: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -63,10 +66,11 @@ class MoE(RoutedLayer):
         if self.top_k > self.experts:
             raise ValueError(f"top_k must be at most experts = {experts}, got {top_k}")
         self.dropout = probability("dropout", dropout)
+        self.noise = one_of("noise", noise, (True, False))
         E, W, I, O = self.experts, self.expert_width, self.in_features, self.out_features
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "gate_weight": (E, I),
-            "noise_weight": (E, I),
+            **({"noise_weight": (E, I)} if self.noise else {}),
             "expert_w1": (E, W, I),
             "expert_b1": (E, W),
             "expert_w2": (E, W, O),
@@ -74,10 +78,16 @@ class MoE(RoutedLayer):
         }
         self._register(shapes, device, dtype)
 
+    @property
+    def zero_parameters(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("gate_weight", "noise_weight") if self.noise else ()
+
     def reset_parameters(self) -> None:
         """Initialise anew."""
         for name in self.zero_parameters:
             nn.init.zeros_(getattr(self, name))
+        if not self.noise:
+            uniform_(self.gate_weight, self.in_features)
         for p, fan in (
             (self.expert_w1, self.in_features),
             (self.expert_b1, self.in_features),
@@ -98,29 +108,29 @@ class MoE(RoutedLayer):
 
     def multiply_adds(self, *, training: bool) -> int:
         """The gates, in training with those of the noise, and the chosen experts."""
-        gates = self.experts * (2 if training else 1)
+        gates = self.experts * (2 if training and self.noise else 1)
         return gates * self.in_features + self.top_k * self.expert_width * (self.in_features + self.out_features)
 
     def forward_tokens(
         self,
         x: Tensor,
         gate_weight: Tensor,
-        noise_weight: Tensor,
         expert_w1: Tensor,
         expert_b1: Tensor,
         expert_w2: Tensor,
         expert_b2: Tensor,
+        noise_weight: Tensor | None = None,
     ) -> Tensor:
         clean_TE = F.linear(x, gate_weight)
         noisy_TE = clean_TE
-        if self.training:
+        if self.training and noise_weight is not None:
             scale_TE = F.softplus(F.linear(x, noise_weight))
             noisy_TE = clean_TE + torch.randn_like(clean_TE) * scale_TE
         best, chosen = noisy_TE.topk(self.top_k, dim=-1)
         gate_Tk = best.softmax(-1)
         gates_TE = torch.zeros_like(noisy_TE).scatter(1, chosen, gate_Tk)
         load_TE = gates_TE > 0
-        if self.training and self.top_k < self.experts:
+        if self.training and noise_weight is not None and self.top_k < self.experts:
             load_TE = _chance_to_be_chosen(clean_TE.float(), noisy_TE.float(), scale_TE.float(), self.top_k)
         self._remember(chosen, gates_TE.float().sum(0), load_TE.float().sum(0))
         return indexed_feedforward(
@@ -145,7 +155,7 @@ class MoE(RoutedLayer):
     def extra_repr(self) -> str:
         return (
             f"{self.in_features}, {self.out_features}, experts={self.experts}, expert_width={self.expert_width}, "
-            f"top_k={self.top_k}, activation={self.activation!r}"
+            f"top_k={self.top_k}, activation={self.activation!r}, noise={self.noise}"
         )
 
 

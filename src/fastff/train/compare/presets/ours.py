@@ -72,6 +72,12 @@ def recipe(data: str) -> Comparison:
             Candidate(f"MoE {experts} x {width}, top 2", f"moe:experts={experts},expert_width={width}", moe)
             for experts, width in ((4, 2), (4, 4), (8, 8))
         ),
+        *(
+            Candidate(
+                f"MoE {experts} x {width}, no noise", f"moe:experts={experts},expert_width={width},noise=false", moe
+            )
+            for experts, width in ((4, 4), (8, 8))
+        ),
         Candidate("dense 12, two-sided", "tree:depth=0,leaf_width=12,shared_base=false", plain),
         Candidate("dense 128", "dense:width=128", plain),
     )
