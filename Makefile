@@ -83,11 +83,14 @@ transformers-tests: setup
 GPU_OUT ?= runs/gpu
 GPU := PYTHONPATH=src $(PYTHON)
 gpu-check:
+	@$(GPU) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "gpu-check needs a GPU that PyTorch sees")'
 	mkdir -p "$(GPU_OUT)"
-	FASTFF_TEST_DEVICE=cuda $(GPU) -m pytest -q -m "not slow" --timeout 200 \
-		tests/ops/test_triton.py tests/ops/test_kernels.py tests/ops/test_kernels_bits.py 2>&1 | tee "$(GPU_OUT)/tests.log" | tail -n 40
-	$(GPU) -m fastff.cli bench gpu width --device cuda --budget 2 --rounds 10 --out "$(GPU_OUT)"
-	$(GPU) -m fastff.bench.tune --out "$(GPU_OUT)/tune.json"
+	@failed=0; \
+	FASTFF_TEST_DEVICE=cuda $(GPU) -m pytest -q -m "not slow" --timeout 200 tests/ops/test_triton.py tests/ops/test_kernels.py \
+		tests/ops/test_kernels_bits.py > "$(GPU_OUT)/tests.log" 2>&1 || failed=1; tail -n 40 "$(GPU_OUT)/tests.log"; \
+	$(GPU) -m fastff.cli bench gpu width --device cuda --budget 2 --rounds 10 --out "$(GPU_OUT)" || failed=1; \
+	$(GPU) -m fastff.bench.tune --out "$(GPU_OUT)/tune.json" || failed=1; \
+	exit $$failed
 
 # auditwheel gives the wheel the tag of the oldest systems that it runs on; PyTorch's libraries stay outside it.
 wheel: setup
