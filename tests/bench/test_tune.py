@@ -22,7 +22,7 @@ def test_changes_are_of_sizes_that_there_are():
 def test_every_change_is_measured_or_says_why_not(tmp_path, capsys):
     before = config()
     tried = [{}, {"tile": 24}]  # which is no power of two
-    found = tune(Settings(16, 16, depth=1), 70, tmp_path / "tune.json", tried)
+    found = tune(Settings(16, 16, depth=1), 70, tmp_path / "tune.json", tried, backward=True)
     assert json.loads((tmp_path / "tune.json").read_text()) == found
     assert len(found["rows"]) == 6
     for row in found["rows"]:

@@ -1,7 +1,6 @@
 """Which sizes of launches are the fastest on the GPU at hand: `python -m fastff.bench.tune --out tune.json`.
 
-Forward and backward of one layer in bfloat16, as CUDA graphs, for each change of one or two sizes of
-`fastff.ops.triton.config`.
+One layer in bfloat16, as CUDA graphs, with each change of one or two sizes of `fastff.ops.triton.config`.
 """
 
 import argparse
@@ -64,12 +63,14 @@ def measure(candidate: LayerCandidate, kind: str, s: Settings, tokens: int, chan
     return median(subject.samples)
 
 
-def tune(s: Settings, tokens: int, path: Path, tried: list[dict[str, int]]) -> dict[str, Any]:
-    """Try every change and write what was measured to `path`, as it comes."""
+def tune(s: Settings, tokens: int, path: Path, tried: list[dict[str, int]], *, backward: bool) -> dict[str, Any]:
+    """Try every change and write what was measured to `path`, as it comes; `backward` takes several times as long."""
     rows: list[dict[str, Any]] = []
     found = {"versions": versions(), "machine": machine(), "settings": s.to_json(), "tokens": tokens, "rows": rows}
-    wide = tree(s, s.depth, 1, "exact", dtype=torch.bfloat16)
-    subjects = [(ultra(s, torch.bfloat16), FORWARD), (ultra(s, torch.bfloat16), BACKWARD), (wide, BACKWARD)]
+    subjects = [(ultra(s, torch.bfloat16), FORWARD)]
+    if backward:
+        wide = tree(s, s.depth, 1, "exact", dtype=torch.bfloat16)
+        subjects += [(ultra(s, torch.bfloat16), BACKWARD), (wide, BACKWARD)]
     for candidate, kind in subjects:
         for change in tried:
             try:
@@ -90,10 +91,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tune.json"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--backward", action="store_true", help="training too, which takes many minutes to compile")
     arguments = parser.parse_args()
     settings = Settings(device=arguments.device)
     with torch.device(arguments.device):
-        tune(settings, arguments.tokens, arguments.out, changes())
+        tune(settings, arguments.tokens, arguments.out, changes(), backward=arguments.backward)
 
 
 if __name__ == "__main__":

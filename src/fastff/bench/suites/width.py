@@ -15,11 +15,12 @@ NARROWEST = 6  # its logarithm
 
 
 def groups(s: Settings) -> list[Group]:
-    """Widths 2^6 .. max_width, of which the trees have about as many neurons; all of one tree. On a GPU in bfloat16, on
-    NVIDIA's as CUDA graphs.
+    """Widths 2^6 .. max_width, of which the trees have about as many neurons; all of one tree. On a GPU every
+    second of them, in bfloat16, on NVIDIA's as CUDA graphs.
     """
     found = []
-    for power in range(NARROWEST, s.max_width.bit_length()):
+    step = 1 if s.device == "cpu" else 2  # each width of each tree is compiled anew
+    for power in range(NARROWEST, s.max_width.bit_length(), step):
         one = replace(s, depth=power - 1, trees=1)
         candidates = [
             dense(s, 2**power, base=True),
