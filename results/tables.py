@@ -85,8 +85,9 @@ def decoder_table(summary: dict) -> str:
     heads = ["feedforward layer", "neurons", "executed", "share"]
     heads += [f"loss after {tokens / 1e6:.1f} M tokens" for tokens in shown] + ["training time"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    layers = summary["layers"]
     for run in sorted(summary["runs"], key=lambda run: run["validation_loss"]):
-        layers, losses = summary["layers"], {row["tokens"]: row["validation_loss"] for row in run["curve"]}
+        losses = {row["tokens"]: row["validation_loss"] for row in run["curve"]}
         share = run["inference_width"] / run["training_width"]
         cells = [run["title"], count(run["training_width"] // layers), count(run["inference_width"] // layers)]
         cells += [

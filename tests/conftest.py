@@ -83,6 +83,7 @@ def device() -> Iterator[str]:
 @pytest.fixture
 def gpu_kernels() -> Iterator[None]:
     """The Triton kernels run: on a GPU, or interpreted on the CPU."""
+    pytest.importorskip("triton")
     with use_backend("triton") if DEVICE == "cpu" else nullcontext():
         yield
 

@@ -1,6 +1,6 @@
 """Arguments for the compiled operators."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -67,3 +67,14 @@ def indexed_arguments() -> Callable[..., list[Tensor]]:
         return [x, index, *weights, gate]
 
     return make
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New tensors hold NaN, or the largest integer."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(9).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -22,16 +22,18 @@ from fastff.ops.indexed import reference as indexed_reference
 from fastff.ops.tree import reference as tree_reference
 from fastff.ops.triton.config import use_config
 
-pytestmark = pytest.mark.skipif(
-    instruction_set() is None and os.environ.get("FASTFF_TEST_DEVICE", "cpu") == "cpu",
-    reason="this installation lacks the compiled kernels",
-)
-
 F64 = torch.float64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 3, 63, 64, 768, 1000)
 TOKENS = (0, 1, 2, 63, 64, 65, 300, 3000)
 NODES = ("none", "one", "S=1", "S=2")  # node_out: None, (K, N, O), (K, N, 1, O), (K, N, 2, O)
+
+
+@pytest.fixture(autouse=True)
+def compiled_kernels(request: pytest.FixtureRequest) -> None:
+    """All but the tests of the GPU kernels need them."""
+    if instruction_set() is None and "gpu_kernels" not in request.fixturenames:
+        pytest.skip("this installation lacks the compiled kernels")
 
 
 class Tree(NamedTuple):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +103,6 @@ def test_expanded_and_strided_gradients_come_in(tree_arguments):
     strided = [torch.ones(()).expand_as(y), transposed(whole[1])]
     found = [torch.autograd.grad([y, path.logits], inputs, g, retain_graph=True) for g in (whole, strided)]
     assert_equal_bits(list(found[1]), list(found[0]))
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """New tensors hold NaN, or the largest integer."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.empty(9).isnan().all()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

@@ -121,12 +121,12 @@ def check_steps(candidate: Candidate, module: nn.Module, batches: Sequence[tuple
         group["lr"] = CHECKED_RATE
     options = {key: optimizer.param_groups[0][key] for key in ("betas", "eps", "weight_decay")}
     reference = torch.optim.AdamW(theirs.parameters(), lr=CHECKED_RATE, **options)
-    for x, gradient in (list(batches) * CHECKED_STEPS)[:CHECKED_STEPS]:
+    for step, (x, gradient) in enumerate((list(batches) * CHECKED_STEPS)[:CHECKED_STEPS]):
         x, gradient = x.detach()[:ROWS].clone(), gradient[:ROWS]
-        torch.manual_seed(0)
+        torch.manual_seed(step)
         _backward(ours, x, gradient)
         optimizer.step()
-        torch.manual_seed(0)
+        torch.manual_seed(step)
         with use_backend("reference"):
             _backward(theirs, x, gradient)
         reference.step()

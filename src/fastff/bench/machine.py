@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """The GPU that is the default device: its name, memory in bytes, multiprocessors, version of Triton."""
+    """The GPU that is the default device: its name, memory in bytes, multiprocessors, version of CUDA or ROCm."""
     device = torch.get_default_device()
     if device.type != "cuda":
         return {}

@@ -13,7 +13,7 @@ import torch
 
 from fastff.bench.candidate import LayerCandidate
 from fastff.bench.graph import graphed
-from fastff.bench.inputs import Rotation
+from fastff.bench.group import Group
 from fastff.bench.machine import machine, versions
 from fastff.bench.measure import Subject
 from fastff.bench.passes import BACKWARD, FORWARD, call_of, is_training, mode_of
@@ -49,10 +49,7 @@ def measure(candidate: LayerCandidate, kind: str, s: Settings, tokens: int, chan
     """Seconds of a call, the median of a few rounds."""
     with use_config(**change):
         module = candidate.build(training=is_training(kind))
-        gradient_features = s.out_features if is_training(kind) else None
-        rotation = Rotation(
-            tokens, s.in_features, gradient_features=gradient_features, dtype=candidate.dtype, seed=s.seed
-        )
+        rotation = Group(kind, tokens, [candidate]).rotation(s, candidate.dtype)
         call = call_of(kind, module)
         subject = Subject(graphed(call) if s.device == "cuda" else call, rotation, 1e-3)
         with mode_of(kind):

@@ -1,5 +1,7 @@
 """The indexed feedforward on GPUs: tokens sorted by expert, each expert's hidden neurons a block."""
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -13,82 +15,93 @@ from fastff.ops.triton.kernels.columns import LEAVES
 from fastff.ops.triton.kernels.learn import learn_path
 from fastff.ops.triton.launch import SMALLEST, columns, on_device
 
-IDENTITY = list(ACTIVATIONS).index("identity")
+
+class _Experts:
+    """Tokens, the experts that they name and their weights, checked and contiguous."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        index: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        gate: Tensor | None,
+        mask: Tensor | None,
+        *,
+        activation: int,
+    ) -> None:
+        for name, t, dims in (("x", x, 2), ("index", index, 2), ("w1", w1, 3), ("w2", w2, 3)):
+            if t.dim() != dims:
+                raise RuntimeError(f"{name} must have {dims} dimensions, got {tuple(t.shape)}")
+        (T, I), S, (E, W, _), O = x.shape, index.shape[1], w1.shape, w2.shape[2]
+        check_tensor("index", index, x, (T, S), torch.int64)
+        shapes = {"w1": (E, W, I), "b1": (E, W), "w2": (E, W, O), "b2": (E, O), "gate": (T, S), "mask": (T, S, W)}
+        for (name, shape), given in zip(shapes.items(), (w1, b1, w2, b2, gate, mask), strict=True):
+            if given is not None:
+                check_tensor(name, given, x, shape)
+        check_choice("activation", activation, len(ACTIVATIONS))
+        # What the device finds later it says then: a value that had to be read here would hold up all that follows.
+        torch._assert_async(((index >= 0) & (index < E)).all(), f"index must hold values from 0 to {E - 1}")
+        self.x, self.index, self.w1, self.b1, self.w2, self.b2 = (t.contiguous() for t in (x, index, w1, b1, w2, b2))
+        self.gate, self.mask = (None if t is None else t.contiguous() for t in (gate, mask))
+        self.T, self.S, self.W, self.O = T, S, W, O
+
+    def blocks(self) -> Blocks:
+        """Each expert a block: a tree of no levels."""
+        experts = self.w1.shape[0]
+        return Blocks(sort_slots(self.index, experts), experts, self.S, 0, 0, 0, self.index)
 
 
-def indexed(
-    x: Tensor,
-    index: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    gate: Tensor | None,
-    mask: Tensor | None,
-    activation: int,
-    keep_hidden: bool,
-) -> tuple[Tensor, Tensor]:
+def indexed(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     """`fastff::indexed`."""
-    _check(x, index, w1, b1, w2, b2, gate, mask, activation)
-    (T, S), W = index.shape, w1.shape[1]
-    y, hidden = x.new_empty(T, w2.shape[-1]), x.new_empty(T, S, W, dtype=torch.float32)
+    *tensors, activation, keep_hidden = inputs
+    e = _Experts(x, *tensors, activation=activation)
+    y, hidden = x.new_empty(e.T, e.O), x.new_empty(e.T, e.S, e.W, dtype=torch.float32)
     if y.numel():
-        x, w1, b1, w2, b2 = (t.contiguous() for t in (x, w1, b1, w2, b2))
         with on_device(x):
-            blocks = _blocks(index, w1.shape[0])
-            multiply(blocks, x, w1, hidden, LEAVES, width=W, bias=b1)
-            leaves = Rows(hidden, w2, 1)
-            spread(blocks, y, None, leaves, activation=activation, bias=b2, mask=_whole(mask), gate=_whole(gate))
+            blocks = e.blocks()
+            multiply(blocks, e.x, e.w1, hidden, LEAVES, width=e.W, bias=e.b1)
+            leaves = Rows(hidden, e.w2, 1)
+            spread(blocks, y, None, leaves, activation=activation, bias=e.b2, mask=e.mask, gate=e.gate)
     return y, hidden if keep_hidden else hidden[:0]
 
 
-def indexed_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    index: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    gate: Tensor | None,
-    mask: Tensor | None,
-    hidden: Tensor,
-    activation: int,
-    needs: int,
-) -> tuple[Tensor, ...]:
+def indexed_backward(grad_y: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     """`fastff::indexed_backward`: of x, w1, b1, w2, b2 and gate those in `needs`."""
-    _check(x, index, w1, b1, w2, b2, gate, mask, activation)
-    (T, S), W = index.shape, w1.shape[1]
-    check_tensor("grad_y", grad_y, x, (T, w2.shape[2]))
+    *tensors, hidden, activation, needs = inputs
+    e = _Experts(x, *tensors, activation=activation)
+    T, S, W = e.T, e.S, e.W
+    check_tensor("grad_y", grad_y, x, (T, e.O))
     check_tensor("hidden", hidden, x, (T, S, W), torch.float32)
     wanted = [bool(needs >> bit & 1) for bit in range(6)]
-    grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, w1, b1, w2, b2)]
-    grads.append(x.new_empty(T, S))
-    if index.numel():
-        grad_y, x, w1, b1, w2, b2 = (t.contiguous() for t in (grad_y, x, w1, b1, w2, b2))
+    grads = [*(torch.empty_like(t) for t in (e.x, e.w1, e.b1, e.w2, e.b2)), x.new_empty(T, S)]
+    if e.index.numel():
+        grad_y = grad_y.contiguous()
         with on_device(x):
-            blocks = _blocks(index, w1.shape[0])
-            kept = hidden if mask is None else mask.contiguous()
+            blocks = e.blocks()
+            kept = hidden if e.mask is None else e.mask
             gain, bias_gain = torch.empty_like(hidden), hidden.new_empty(T, S, 1)
-            multiply(blocks, grad_y, w2, gain, LEAVES, width=W)
-            multiply(blocks, grad_y, b2, bias_gain, LEAVES)
+            multiply(blocks, grad_y, e.w2, gain, LEAVES, width=W)
+            multiply(blocks, grad_y, e.b2, bias_gain, LEAVES)
             factor, amplitude = torch.empty_like(hidden), torch.empty_like(hidden)
             learn_path[triton.cdiv(T * S, SMALLEST),](
-                *(hidden, gain, hidden, gain, kept, bias_gain, gain, index, gain),
+                *(hidden, gain, hidden, gain, kept, bias_gain, gain, e.index, gain),
                 *(factor, amplitude, factor, amplitude, T * S),
                 **{"DEPTH": 0, "WIDTH": W, "NODE_SIDES": 0, "LEAF_SIDES": 1, "ACTIVATION": activation},
-                **{"GRADIENT": 0, "MASKED": mask is not None, "GIVEN": False},
+                **{"GRADIENT": 0, "MASKED": e.mask is not None, "GIVEN": False},
                 **{"BT": SMALLEST, "P": 1, "C": columns(W), **config().options},
             )
             if wanted[5]:
                 grads[5] = ((amplitude * gain).sum(-1) + bias_gain.squeeze(-1)).to(x.dtype)
-            weight = torch.ones_like(bias_gain) if gate is None else gate.unsqueeze(-1).float()
-            if gate is not None:
+            weight = torch.ones_like(bias_gain) if e.gate is None else e.gate.unsqueeze(-1).float()
+            if e.gate is not None:
                 factor, amplitude = factor * weight, amplitude * weight
             if wanted[0]:
-                spread(blocks, grads[0], None, Rows(factor, w1, 1), activation=IDENTITY)
+                spread(blocks, grads[0], None, Rows(factor, e.w1, 1))
             if wanted[1] or wanted[2]:
-                outer(blocks, factor, x, grads[1], LEAVES, width=W, bias=grads[2])
+                outer(blocks, factor, e.x, grads[1], LEAVES, width=W, bias=grads[2])
             if wanted[3]:
                 outer(blocks, amplitude, grad_y, grads[3], LEAVES, width=W)
             if wanted[4]:
@@ -96,40 +109,3 @@ def indexed_backward(
     else:
         grads = [g.zero_() for g in grads]
     return tuple(g if w else g.new_empty(0) for g, w in zip(grads, wanted, strict=True))
-
-
-def _check(
-    x: Tensor,
-    index: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    gate: Tensor | None,
-    mask: Tensor | None,
-    activation: int,
-) -> None:
-    """Raise a RuntimeError that names the argument unless all fit together."""
-    for name, t, dims in (("x", x, 2), ("index", index, 2), ("w1", w1, 3), ("w2", w2, 3)):
-        if t.dim() != dims:
-            raise RuntimeError(f"{name} must have {dims} dimensions, got {tuple(t.shape)}")
-    (T, I), S, (E, W, _), O = x.shape, index.shape[1], w1.shape, w2.shape[2]
-    check_tensor("index", index, x, (T, S), torch.int64)
-    shapes = {"w1": (E, W, I), "b1": (E, W), "w2": (E, W, O), "b2": (E, O), "gate": (T, S), "mask": (T, S, W)}
-    for (name, shape), given in zip(shapes.items(), (w1, b1, w2, b2, gate, mask), strict=True):
-        if given is not None:
-            check_tensor(name, given, x, shape)
-    check_choice("activation", activation, len(ACTIVATIONS))
-    # What the device finds later it says then: a value that had to be read here would hold up all that follows.
-    torch._assert_async(((index >= 0) & (index < E)).all(), f"index must hold values from 0 to {E - 1}")
-
-
-def _blocks(index: Tensor, experts: int) -> Blocks:
-    """Each expert a block: a tree of no levels."""
-    index = index.contiguous()
-    return Blocks(sort_slots(index, experts), experts, index.shape[1], 0, 0, 0, index)
-
-
-def _whole(t: Tensor | None) -> Tensor | None:
-    """Contiguous."""
-    return None if t is None else t.contiguous()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.checks import check_choice, check_tensor, tree_depth
 
 LEAVES = ("w1", "b1", "w2", "b2")
@@ -60,7 +61,7 @@ def check_tree(x: Tensor, weights: Sequence[Tensor | None], mask: Tensor | None,
                     check_tensor(prefix + name, tensor, x, (K, count, *shape))
     if mask is not None:
         check_tensor("mask", mask, x, (T, K, width))
-    check_choice("activation", activation, 5)
+    check_choice("activation", activation, len(ACTIVATIONS))
 
 
 def check_count(weights: list[Tensor]) -> None:

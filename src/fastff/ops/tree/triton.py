@@ -12,7 +12,6 @@ import torch
 import triton
 from torch import Tensor
 
-from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.checks import check_choice, check_tensor, tree_depth
 from fastff.ops.tree.checks import check_count, check_tree
 from fastff.ops.tree.plan import Plan
@@ -25,7 +24,6 @@ from fastff.ops.triton.kernels.learn import learn_path
 from fastff.ops.triton.kernels.walk import walk_block, walk_leaves
 from fastff.ops.triton.launch import SMALLEST, columns, on_device
 
-IDENTITY = list(ACTIVATIONS).index("identity")
 SAMPLED, EXACT = 2, 3  # of GRADIENTS
 
 
@@ -161,15 +159,14 @@ def _backward(call: _Call, wanted: list[bool]) -> list[Tensor | None]:
     tree, grad_y, leaf = call.tree, call.grad_y, call.leaf
     plan, W = tree.plan, tree.W
     groups = {0: by_tree(tree.T, tree.K, leaf)}
-    for first in {first for first, _ in plan.blocks} | {plan.first}:
-        groups.setdefault(first, tree.sort(first, leaf) if first else groups[0])
+    groups |= {level: tree.sort(level, leaf) for level in {plan.first, *dict(plan.blocks)} if level}
     last = tree.blocks(plan.first, plan.last, groups[plan.first], leaf)
     grad_node, node_amplitude, grad_hidden, leaf_amplitude = _learn(call, last, groups)
     grads: list[Any] = [None] * len(wanted)
     if wanted[0]:
         grads[0] = torch.empty_like(tree.x)
         nodes = Rows(grad_node, tree.node_weight, 1) if tree.D else None
-        spread(last, grads[0], nodes, Rows(grad_hidden, tree.w1, 1) if W else None, activation=IDENTITY)
+        spread(last, grads[0], nodes, Rows(grad_hidden, tree.w1, 1) if W else None)
     grads[1:4] = (None if t is None else torch.empty_like(t) for t in (tree.node_weight, tree.node_bias, tree.node_out))
     for first, levels in plan.blocks:
         blocks = tree.blocks(first, levels, groups[first], leaf)

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from fastff.ops.activation import activation_code
 from fastff.ops.triton.config import config
 from fastff.ops.triton.group import Groups
 from fastff.ops.triton.kernels.columns import ANCESTORS, LEAVES, NODES
@@ -89,7 +90,7 @@ def spread(
     nodes: Rows | None,
     leaves: Rows | None,
     *,
-    activation: int,
+    activation: int = activation_code("identity"),
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     gate: Tensor | None = None,

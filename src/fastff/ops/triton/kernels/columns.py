@@ -155,6 +155,16 @@ def slope(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def respond(z, SIDES: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Of the row that a logit chooses: what it is multiplied by, and the derivative of that."""
+    if SIDES == 2:
+        a, d = tl.abs(z), tl.where(z >= 0, 1.0, -1.0)
+    else:
+        a, d = activate(z, ACTIVATION), slope(z, ACTIVATION)
+    return a, d
+
+
+@triton.jit
 def amplitude(z, side, SIDES: tl.constexpr, ACTIVATION: tl.constexpr):
     """What a neuron multiplies its output row by: relu(-z), relu(z) for the sides of a two-sided one."""
     if SIDES == 2:

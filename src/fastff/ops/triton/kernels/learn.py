@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.kernels.columns import amplitude, slope
+from fastff.ops.triton.kernels.columns import respond
 
 
 @triton.jit
@@ -30,10 +30,7 @@ def learn_path(
             there = here[:, None] & (w < WIDTH)[None, :]
             h = tl.load(hidden + at, mask=there, other=0.0)
             gain = tl.load(leaf_gain + at, mask=there, other=0.0)
-            if LEAF_SIDES == 2:
-                a, d = tl.abs(h), tl.where(h >= 0, 1.0, -1.0)
-            else:
-                a, d = amplitude(h, 0, 1, ACTIVATION), slope(h, ACTIVATION)
+            a, d = respond(h, LEAF_SIDES, ACTIVATION)
             if MASKED:
                 kept = tl.load(mask + at, mask=there, other=0.0).to(tl.float32)
                 a, d = a * kept, d * kept
@@ -50,10 +47,7 @@ def learn_path(
             dz += tl.load(grad_logits + at, mask=there, other=0.0)
         if NODE_SIDES > 0:
             gain = tl.load(node_gain + at, mask=there, other=0.0)
-            if NODE_SIDES == 2:
-                a, d = tl.abs(z), tl.where(z >= 0, 1.0, -1.0)
-            else:
-                a, d = amplitude(z, 0, 1, ACTIVATION), slope(z, ACTIVATION)
+            a, d = respond(z, NODE_SIDES, ACTIVATION)
             tl.store(node_amplitude + at, a, mask=there)
             dz += d * gain
         if GRADIENT > 0:
@@ -62,10 +56,7 @@ def learn_path(
                 inner = here[:, None] & (level + 1 < DEPTH)[None, :]
                 next_z = tl.load(logits + at + 1, mask=inner, other=0.0)
                 next_gain = tl.load(node_gain + at + 1, mask=inner, other=0.0)
-                if NODE_SIDES == 2:
-                    next_a = tl.abs(next_z)
-                else:
-                    next_a = amplitude(next_z, 0, 1, ACTIVATION)
+                next_a, _ = respond(next_z, NODE_SIDES, ACTIVATION)
                 below += tl.cumsum(tl.where(inner, next_a * next_gain, 0.0), 1, reverse=True)
             if GRADIENT == 3:
                 aside = tl.load(other + at, mask=there, other=0.0)

@@ -8,7 +8,7 @@ child to which the node's own decision leads, from the bottom up, for all nodes 
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.kernels.columns import LEAVES, NODES, amplitude, read_columns, read_tile, tokens_times_rows
+from fastff.ops.triton.kernels.columns import LEAVES, NODES, activate, read_columns, read_tile, tokens_times_rows
 
 _NODES, _LEAVES = tl.constexpr(NODES), tl.constexpr(LEAVES)
 
@@ -116,7 +116,7 @@ def _gain(
     """grad_y . what the neurons of these rows, with these logits (BT, C), put out; 0 if SIDES is 0."""
     if SIDES == 1:
         gain = tokens_times_rows(grad_y, token, here, weight, row, exists, features, BT, C, BI)
-        own = amplitude(z, 0, 1, ACTIVATION) * gain
+        own = activate(z, ACTIVATION) * gain
     elif SIDES == 2:
         left = tokens_times_rows(grad_y, token, here, weight, 2 * row, exists, features, BT, C, BI)
         right = tokens_times_rows(grad_y, token, here, weight, 2 * row + 1, exists, features, BT, C, BI)
