@@ -15,6 +15,7 @@ LAYERS = {  # by the names of their folders
     "tree-8-x-d6-l1": "tree:depth=6,leaf_width=1,trees=8",
     "tree-8-x-d9-l1": "tree:depth=9,leaf_width=1,trees=8",
     "tree-24-x-d7-l1": "tree:depth=7,leaf_width=1,trees=24",
+    "dense-6-120": "dense:width=6120,activation=gelu",
     "dense-1-016": "dense:width=1016,activation=gelu",
     "dense-256": "dense:width=256,activation=gelu",
     "dense-56": "dense:width=56,activation=gelu",

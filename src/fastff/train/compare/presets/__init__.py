@@ -7,13 +7,14 @@ from typing import Any
 from fastff.nn import build_layer
 from fastff.train.compare.comparison import Comparison
 from fastff.train.compare.presets.first_paper import p1_comparison, p1_explorative
-from fastff.train.compare.presets.ours import growth, quick, recipe
+from fastff.train.compare.presets.ours import growth, quick, recipe, trees
 from fastff.train.compare.presets.vision_transformers import p1_vit, public_vit
 
 PRESETS: dict[str, tuple[Callable[[str], Comparison], str]] = {  # with the data that each is meant for
     "quick": (quick, "digits"),
     "recipe": (recipe, "ylecun/mnist"),
     "growth": (growth, "ylecun/mnist"),
+    "trees": (trees, "uoft-cs/cifar10"),
     "p1-explorative": (p1_explorative, "ylecun/mnist"),
     "p1-comparison": (p1_comparison, "uoft-cs/cifar10"),
     "p1-vit": (p1_vit, "uoft-cs/cifar10"),

@@ -99,6 +99,29 @@ def _recipe_for(data: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {**ours, **photographs}, {"shift": 2, "flip": True, "epochs": 40, "input_dropout": 0.0}
 
 
+def trees(data: str) -> Comparison:
+    """Few deep trees or many shallow ones, 12 and 24 executed neurons each, with moved images."""
+    ours, moved = _recipe_for(data)
+    shapes = ((1, 11), (2, 5), (3, 3), (4, 2), (6, 1), (2, 11), (3, 7), (4, 5), (6, 3), (8, 2), (12, 1))
+    candidates = (
+        *(
+            Candidate(f"{k} x Tree d{d} l1", f"tree:depth={d},leaf_width=1,trees={k}", trials(ours, moved))
+            for k, d in shapes
+        ),
+        *(
+            Candidate(f"dense {w}, two-sided", f"tree:depth=0,leaf_width={w},shared_base=false", trials(ours, moved))
+            for w in (12, 24)
+        ),
+    )
+    return Comparison(
+        "trees",
+        "Few deep trees or many shallow ones: what to do with 12 and with 24 executed neurons.",
+        {"data": data},
+        with_dense_baselines(candidates, trials({**ours, **AS_IT_IS}, moved)),
+        seeds=3,
+    )
+
+
 def growth(data: str) -> Comparison:
     """Trees of 16 executed neurons from 59 to 20,479 in all: trained at once, grown, and with moved images."""
     ours, moved = _recipe_for(data)
