@@ -87,7 +87,12 @@ RESUMED = config(
 GROWING = config(layer="tree:depth=3,leaf_width=2", grow=0.8, lr=5e-3)
 
 
-@pytest.mark.parametrize(("resumed", "stop_after"), [(RESUMED, 1), (RESUMED, 9), (RESUMED, 17), (GROWING, 14)])
+LEAF_ALONE = config(layer="tree:depth=0,leaf_width=4")  # some of its tensors have no elements
+
+
+@pytest.mark.parametrize(
+    ("resumed", "stop_after"), [(RESUMED, 1), (RESUMED, 9), (RESUMED, 17), (GROWING, 14), (LEAF_ALONE, 9)]
+)
 def test_an_interrupt_resumes_to_the_same_weights(tmp_path, monkeypatch, resumed, stop_after):
     expected = train(resumed, tmp_path / "whole", quiet=True)
     steps = 0

@@ -35,7 +35,8 @@ def save_checkpoint(accelerator: Any, folder: Path, name: str, progress: dict[st
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary), safe_serialization=True)
+    # Not as safetensors: Accelerate would leave out tensors without elements, as a tree of depth 0 has, as "shared".
+    accelerator.save_state(str(temporary), safe_serialization=False)
     save_file(_generators(), temporary / f"generators-{accelerator.process_index}.safetensors")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
