@@ -40,8 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, Any] = {"tokens": arguments.tokens, "lr": arguments.lr, "layers": 3, "runs": []}
     for seed in range(arguments.seeds):
-        for name in arguments.only:
-            layer = LAYERS[name]
+        for name, layer in ((name, LAYERS[name]) for name in arguments.only):
             balance = 0.0 if layer.startswith("ultra") else 0.01
             given = {"data": arguments.data, "tokens": arguments.tokens, "lr": arguments.lr, "seed": seed}
             config = PretrainConfig(feedforward=layer, balance=balance, **given, **SETTINGS)

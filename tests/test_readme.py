@@ -23,5 +23,9 @@ def test_the_tables_are_those_of_the_results():
 
 
 def test_every_path_that_the_readme_names_exists():
-    for path in re.findall(r"\]\(((?!https?:)[^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", (ROOT / "README.md").read_text()):
+        path, _, section = link.partition("#")
+        assert (ROOT / path).exists(), link
+        if section:
+            headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), flags=re.MULTILINE)
+            assert section in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, link
