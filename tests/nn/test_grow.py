@@ -6,7 +6,8 @@ from torch import nn
 
 import fastff
 from fastff import TreeFeedForward, grow, start_growth
-from fastff.nn.tree_feedforward import LEAF_PARAMETERS
+from fastff.nn.tree_feedforward import LEAF_PARAMETERS, NODE_PARAMETERS
+from fastff.optim import RowwiseAdamW
 
 F64 = torch.float64
 
@@ -27,53 +28,65 @@ def test_the_function_stays_the_same_while_leaves_double(options):
     for level in range(3):
         assert layer.levels == level
         assert layer.routing.leaves_per_tree == 2**level
-        more = grow(layer, [x])
+        assert grow(layer) == (level < 2)
         torch.testing.assert_close(layer(x), before)
-        assert more == (level < 2)
-        used = layer.routing.leaf_counts[0]
-        assert len(used) == 2 ** (level + 1)
-        assert (used - used.float().mean()).abs().max() <= 1 + 2**level  # each node halved what came to it
-    assert not grow(layer, [x])
+        assert layer.routing.leaf_counts.shape[1] == 2 ** (level + 1)
+    assert not grow(layer)
+    assert layer.levels == 3
     torch.testing.assert_close(layer(x), before)
+    with torch.no_grad():  # and now every leaf is one of its own
+        layer.leaf_b2.normal_()
+    assert not torch.isclose(layer(x), before).any()
 
 
-def test_a_tree_that_has_not_grown_is_the_smaller_tree_and_its_gradients_end_there():
-    layer, x = growing(levels=1), torch.randn(50, 6, dtype=F64)
-    small = TreeFeedForward(6, 5, depth=1, leaf_width=2, dtype=F64)
+@pytest.mark.parametrize("options", [{}, {"trees": 2}, {"two_sided": False}, {"shared_base": False}], ids=str)
+def test_before_it_grows_a_tree_is_a_dense_layer_of_its_inference_width(options):
+    layer, x = growing(**options), torch.randn(50, 6, dtype=F64)
+    dense = TreeFeedForward(6, 5, depth=0, leaf_width=layer.inference_width // layer.trees, dtype=F64, **options)
+    base = layer.shared_base
     with torch.no_grad():
-        for (name, p), full in zip(small.named_parameters(), layer.parameters(), strict=True):
-            p.copy_(full if name.startswith("base") else full[:, : p.shape[1]])
-    y = layer(x)
-    torch.testing.assert_close(y, small(x))
-    (y.sum() + fastff.auxiliary_loss(layer, balance=1.0)).backward()
-    (small(x).sum() + fastff.auxiliary_loss(small, balance=1.0)).backward()
-    for (name, p), full in zip(small.named_parameters(), layer.parameters(), strict=True):
-        rows = p.shape[1]
-        torch.testing.assert_close(full.grad[:, :rows], p.grad, msg=name)
-        assert torch.count_nonzero(full.grad[:, rows:]) == 0
-    assert all(count.shape == getattr(layer, name).shape[:2] for name, count in layer.block_counts().items())
+        for w, node in (("w1", "node_weight"), ("b1", "node_bias"), ("w2", "node_out")):
+            row = getattr(dense, f"leaf_{w}")
+            row[:, 0, :2] = getattr(layer, f"leaf_{w}")[:, 0] + (getattr(layer, f"base_{w}")[:, 0] if base else 0)
+            for level in range(3):  # the nodes, of which each level has its first row in use
+                row[:, 0, 2 + level] = getattr(layer, node)[:, 2**level - 1].view_as(row[:, 0, 0])
+        dense.leaf_b2.copy_(layer.leaf_b2[:, :1] + (layer.base_b2 if base else 0))
+        for name, p in dense.named_parameters():
+            if name.startswith("base"):
+                p.zero_()
+    torch.testing.assert_close(layer(x), dense(x))
 
 
-def test_moments_go_to_both_children_and_new_nodes_have_none():
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_gradients_end_where_the_rows_in_use_do(levels):
+    layer, x = growing(levels), torch.randn(50, 6, dtype=F64)
+    (layer(x).square().sum() + fastff.auxiliary_loss(layer, balance=1.0)).backward()
+    for name, counts in layer.block_counts().items():
+        grad = getattr(layer, name).grad.flatten(2) if name != "node_bias" else getattr(layer, name).grad.unsqueeze(2)
+        assert torch.equal(grad.ne(0).any(-1), counts > 0), name
+        used = {"node": sum(2 ** min(level, levels) for level in range(3)), "leaf": 2**levels}[name[:4]]
+        assert (counts > 0).sum() == used
+
+
+def test_moments_go_to_both_children():
     layer, x = growing(levels=1), torch.randn(80, 6, dtype=F64)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(x).square().sum().backward()
     optimizer.step()
-    before = {name: optimizer.state[getattr(layer, name)]["exp_avg"].clone() for name in LEAF_PARAMETERS}
-    for p in (layer.node_weight, layer.node_out):
-        optimizer.state[p]["exp_avg"].fill_(7.0)
-    grow(layer, [x], optimizer)
-    for name, old in before.items():
-        moments = optimizer.state[getattr(layer, name)]["exp_avg"]
+    before = {name: optimizer.state[getattr(layer, name)]["exp_avg"].clone() for name in layer.parameter_names}
+    grow(layer, optimizer)
+    after = {name: optimizer.state[getattr(layer, name)]["exp_avg"] for name in layer.parameter_names}
+    for name in LEAF_PARAMETERS:
         for leaf in range(4):
-            assert torch.equal(moments[:, leaf], old[:, leaf // 2])
-    for p in (layer.node_weight, layer.node_out):
-        moments = optimizer.state[p]["exp_avg"]
-        assert (moments[:, 0] == 7.0).all()
-        assert torch.count_nonzero(moments[:, 1:3]) == 0
+            assert torch.equal(after[name][:, leaf], before[name][:, leaf // 2])
+    for name in NODE_PARAMETERS:
+        assert torch.equal(after[name][:, :3], before[name][:, :3])  # both levels that decide
+        for node in range(4):
+            assert torch.equal(after[name][:, 3 + node], before[name][:, 3 + node // 2])
+    assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("base"))
 
 
-def test_every_tree_of_a_model_grows_on_what_comes_to_it():
+def test_every_tree_of_a_model_grows():
     torch.manual_seed(0)
     model = nn.Sequential(
         TreeFeedForward(6, depth=2, leaf_width=1), nn.ReLU(), TreeFeedForward(6, depth=1, leaf_width=1)
@@ -81,19 +94,30 @@ def test_every_tree_of_a_model_grows_on_what_comes_to_it():
     start_growth(model)
     x = torch.randn(300, 6)
     before = model(x)
-    assert grow(model, [x])
+    assert grow(model)
     assert [model[0].levels, model[2].levels] == [1, 1]
-    assert not grow(model, [x])
+    assert not grow(model)
     assert [model[0].levels, model[2].levels] == [2, 1]
     torch.testing.assert_close(model(x), before)
+
+
+def test_sparse_gradients_begin_with_the_whole_tree():
+    layer = growing(levels=2, sparse=True, dtype=torch.float32)
+    optimizer = RowwiseAdamW(layer.parameters(), lr=0.01, model=layer)
+    x = torch.randn(50, 6)
+    for _ in range(3):
+        optimizer.zero_grad()
+        before = layer(x).square().mean()
+        before.backward()
+        optimizer.step()
+        assert layer(x).square().mean() < before
+        grow(layer, optimizer)
 
 
 def test_levels_must_be_a_whole_number_and_stop_at_the_depth():
     assert growing(levels=9).levels == 3
     with pytest.raises(ValueError, match="levels must be"):
         start_growth(growing(), -1)
-    with pytest.raises(ValueError, match="batches must hold at least one batch"):
-        grow(growing(), [])
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
@@ -106,5 +130,6 @@ def test_what_is_saved_midway_is_the_whole_tree_of_the_same_function(levels):
     again = start_growth(whole, levels)  # and back, as a run that is resumed does
     torch.testing.assert_close(again(x), layer(x))
     assert again.levels == levels
-    for name in LEAF_PARAMETERS:
-        assert torch.equal(getattr(again, name)[:, : 2**levels], getattr(layer, name)[:, : 2**levels])
+    for name, level, first in layer.rows_by_level():
+        rows = slice(first, first + 2 ** min(level, levels))
+        assert torch.equal(getattr(again, name)[:, rows], getattr(layer, name)[:, rows])

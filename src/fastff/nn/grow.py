@@ -1,22 +1,19 @@
 """Trees that grow while they train: every leaf is split in two, and the function stays the same."""
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from fastff.nn.initialise import inputs_in_order, set_decision
 from fastff.nn.layer import whole_number
-from fastff.nn.tree_feedforward import LEAF_PARAMETERS, TreeFeedForward
+from fastff.nn.tree_feedforward import TreeFeedForward
 
 
 def start_growth(model: nn.Module, levels: int = 0) -> nn.Module:
-    """Let every `TreeFeedForward` in `model` begin with `levels` levels of nodes, in place; `grow` adds the others.
+    """Let every `TreeFeedForward` in `model` begin with `levels` levels that decide, in place; `grow` adds the others.
 
-    Until then the layer is the tree of so many levels; of the leaves below each of its ends it keeps the leftmost. Its
-    parameters have their final shapes, of which the first rows are in use; `state_dict` gives the whole tree of the
-    same function, so that what is saved midway is not mistaken for another.
+    A level that does not decide yet is a neuron of each leaf, so a token runs as many neurons as in the whole tree;
+    with `levels` = 0 the layer is a dense one of its `inference_width`. Parameters have their final shapes, of which
+    the first rows are in use; `state_dict` gives the whole tree of the same function, so that what is saved midway is
+    not mistaken for another.
 
     Args:
         model: any module.
@@ -29,47 +26,42 @@ def start_growth(model: nn.Module, levels: int = 0) -> nn.Module:
     for layer in _trees(model):
         kept = min(levels, layer.levels)
         with torch.no_grad():
-            for name in LEAF_PARAMETERS:
-                leaf = getattr(layer, name)
-                leaf[:, : 2**kept] = leaf[:, : 2**layer.levels : 2 ** (layer.levels - kept)].clone()
+            for name, level, first in layer.rows_by_level():
+                if level > kept:
+                    rows, used = getattr(layer, name)[:, first:], 2 ** min(level, layer.levels)
+                    rows[:, : 2**kept] = rows[:, : used : used >> kept].clone()
         layer.levels = kept
     return model
 
 
-def grow(
-    model: nn.Module,
-    batches: Iterable[Any],
-    optimizer: torch.optim.Optimizer | None = None,
-    *,
-    samples: int = 4000,
-    seed: int = 0,
-) -> bool:
-    """Add a level to every `TreeFeedForward` in `model` that has not all of them yet (`start_growth`), in place.
+def grow(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> bool:
+    """Let one more level of every `TreeFeedForward` in `model` decide (`start_growth`), in place.
 
-    Each leaf becomes a node whose children are copies of it, so the model computes what it did before; the node
-    halves the samples that reach it along their main direction, as `initialise_from_data` does, and contributes
-    nothing yet. What leaves have learned from many samples so serves all below them.
+    The first of the neurons of a leaf that wait to become nodes begins to decide: tokens on its two sides go on to
+    leaves of their own, copies of what the leaf was. So the model computes what it did before, and what leaves have
+    learned from many tokens serves all below them.
 
     Args:
-        model, batches, samples, seed: as of `initialise_from_data`.
-        optimizer: its moments of the leaves are copied along; those of new nodes start at 0.
+        model: any module.
+        optimizer: its moments are copied along.
 
     Returns:
         Whether any tree has a level left to grow.
 
     Raises:
-        ValueError: no batch was given, or a tree layer of `model` never ran on them or saw no token, or its parameters
-            are sharded.
+        ValueError: parameters are sharded.
     """
-    generator = torch.Generator().manual_seed(seed)
     growing = [layer for layer in _trees(model) if layer.levels < layer.depth]
-    if growing:
-        for layer, x_TI in inputs_in_order(model, batches, samples):
-            if layer in growing:
-                assert isinstance(layer, TreeFeedForward)
-                if hasattr(layer.node_weight, "full_tensor"):  # a DTensor, whose class takes a second to import
-                    raise ValueError("model must have whole parameters to grow, got sharded ones")
-                _add_level(layer, x_TI, optimizer, generator)
+    if any(hasattr(layer.node_weight, "full_tensor") for layer in growing):  # a DTensor, a second to import
+        raise ValueError("model must have whole parameters to grow, got sharded ones")
+    for layer in growing:
+        leaves = 2**layer.levels
+        for name, level, first in layer.rows_by_level():
+            if level > layer.levels:
+                for values in _with_moments(getattr(layer, name), optimizer):
+                    rows = values[:, first : first + 2 * leaves]
+                    rows.copy_(rows[:, :leaves].repeat_interleave(2, dim=1))
+        layer.levels += 1
     return any(layer.levels < layer.depth for layer in growing)
 
 
@@ -77,30 +69,7 @@ def _trees(model: nn.Module) -> list[TreeFeedForward]:
     return [module for module in model.modules() if isinstance(module, TreeFeedForward)]
 
 
-@torch.no_grad()
-def _add_level(
-    layer: TreeFeedForward, x_TI: Tensor, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
-) -> None:
-    leaves = 2**layer.levels
-    new = slice(leaves - 1, 2 * leaves - 1)  # the nodes that the leaves become
-    layer(x_TI.to(layer.node_weight.dtype))
-    leaf_TK = layer.routing.leaf
-    for k in range(layer.trees):
-        for leaf in range(leaves):
-            here = x_TI[leaf_TK[:, k] == leaf]
-            set_decision(here, layer.node_weight, layer.node_bias, k, leaves - 1 + leaf, generator)
-    for values in _with_moments(layer.node_out, optimizer):
-        values[:, new] = 0
-    for name in ("node_weight", "node_bias"):
-        for moments in _with_moments(getattr(layer, name), optimizer)[1:]:
-            moments[:, new] = 0
-    for name in LEAF_PARAMETERS:
-        for values in _with_moments(getattr(layer, name), optimizer):
-            values[:, : 2 * leaves] = values[:, :leaves].repeat_interleave(2, dim=1)
-    layer.levels += 1
-
-
 def _with_moments(parameter: nn.Parameter, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    """A parameter, and what an optimiser keeps for each of its elements."""
+    """A parameter, and what an optimiser keeps for each of its elements, as plain tensors."""
     state = optimizer.state.get(parameter, {}) if optimizer else {}
-    return [parameter, *(v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape)]
+    return [t.detach() for t in (parameter, *state.values()) if isinstance(t, Tensor) and t.shape == parameter.shape]

@@ -39,14 +39,14 @@ def initialise_from_data(model: nn.Module, batches: Iterable[Any], *, samples: i
         ValueError: no batch was given, or a tree layer of `model` never ran on them or saw no token.
     """
     generator = torch.Generator().manual_seed(seed)
-    for layer, x_TI in inputs_in_order(model, batches, samples):
+    for layer, x_TI in _inputs_in_order(model, batches, samples):
         weight_KNI, bias_KN = layer.decisions()
         with torch.no_grad():
             _set_decisions(x_TI, weight_KNI, bias_KN, generator)
     return model
 
 
-def inputs_in_order(model: nn.Module, batches: Iterable[Any], samples: int) -> Iterator[tuple[TreeLayer, Tensor]]:
+def _inputs_in_order(model: nn.Module, batches: Iterable[Any], samples: int) -> Iterator[tuple[TreeLayer, Tensor]]:
     """Every tree layer of `model` in the order in which they run, with its first inputs (T, I), float32.
 
     A layer's inputs are taken when it is its turn: what was done to the layers before it shows in them.
@@ -126,19 +126,11 @@ def _set_decisions(x_TI: Tensor, weight_KNI: Tensor, bias_KN: Tensor, generator:
         reaching = {0: x_TI}
         for n in range(N):
             here = reaching.pop(n)
-            direction, bias = set_decision(here, weight_KNI, bias_KN, k, n, generator)
+            taken = slice(k - k % x_TI.shape[1], k)  # no more directions are orthogonal than there are features
+            direction, bias = _split(here, weight_KNI[taken, n], generator)
+            weight_KNI[k, n], bias_KN[k, n] = direction.to(weight_KNI.dtype), bias.to(bias_KN.dtype)
             right = here @ direction + bias >= 0
             reaching[2 * n + 1], reaching[2 * n + 2] = here[~right], here[right]
-
-
-def set_decision(
-    x_TI: Tensor, weight_KNI: Tensor, bias_KN: Tensor, k: int, n: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Let node n of tree k halve the samples x; its direction (I,) and bias, float32."""
-    taken = slice(k - k % x_TI.shape[1], k)  # no more directions are orthogonal than there are features
-    direction, bias = _split(x_TI, weight_KNI[taken, n], generator)
-    weight_KNI[k, n], bias_KN[k, n] = direction.to(weight_KNI.dtype), bias.to(bias_KN.dtype)
-    return direction, bias
 
 
 def _split(x_TI: Tensor, taken_kI: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

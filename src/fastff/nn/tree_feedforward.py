@@ -1,9 +1,9 @@
 """The recommended tree layer: nodes decide and contribute, leaves compute, hard from the first step."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastff.nn.layer import one_of, uniform_, whole_number
@@ -11,6 +11,7 @@ from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
 from fastff.ops import GRADIENTS, Leaves, tree_feedforward
 
+NODE_PARAMETERS = ("node_weight", "node_bias", "node_out")
 LEAF_PARAMETERS = ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")
 
 
@@ -19,8 +20,8 @@ class TreeFeedForward(TreeLayer):
 
     The same hard function in training and inference, so nothing is lost by hardening; the decisions learn by the
     straight-through gradient (`fastff.ops.tree_feedforward`), at a cost of the order of the path in training too.
-    For the full recipe (docs/recipe.md) call `fastff.initialise_from_data` or `fastff.start_growth` before training,
-    `fastff.grow` and a `balance` loss while training, and `fastff.merge_base` after it.
+    For the full recipe (docs/recipe.md) call `fastff.start_growth` before training, `fastff.grow` and a `balance` loss
+    while training, and `fastff.merge_base` after it.
 
     Args:
         in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).
@@ -144,9 +145,8 @@ class TreeFeedForward(TreeLayer):
         own = Leaves(*(leaf[name] for name in LEAF_PARAMETERS))
         base = Leaves(*(leaf[_base(name)] for name in LEAF_PARAMETERS)) if self.shared_base else None
         if self.levels < self.depth:
-            N = 2**self.levels - 1
-            node_weight, node_bias, node_out = node_weight[:, :N], node_bias[:, :N], node_out[:, :N]
-            own = Leaves(*(t[:, : N + 1] for t in own))
+            grown = self._smaller_tree(node_weight, node_bias, node_out, own, base)
+            (node_weight, node_bias, node_out, own), base = grown, None
         y, path = tree_feedforward(
             x,
             node_weight,
@@ -156,10 +156,38 @@ class TreeFeedForward(TreeLayer):
             base,
             activation=self.activation,
             gradient=self.gradient if self.training else "none",
-            sparse=self.sparse,
+            sparse=self.sparse and self.levels == self.depth,
         )
         self._remember(*path)
         return y
+
+    def _smaller_tree(
+        self, node_weight: Tensor, node_bias: Tensor, node_out: Tensor, own: Leaves, base: Leaves | None
+    ) -> tuple[Tensor, Tensor, Tensor, Leaves]:
+        """The tree of the levels that decide so far: the nodes of the others are neurons of its leaves."""
+        L, N = 2**self.levels, 2**self.levels - 1
+        own = Leaves(*(t[:, :L] for t in own))
+        if base is not None:
+            own = Leaves(*(t + shared for t, shared in zip(own, base, strict=True)))
+        w1, b1, w2 = [own.w1], [own.b1], [own.w2]
+        for level in range(self.levels, self.depth):
+            rows = slice(2**level - 1, 2**level - 1 + L)
+            w1.append(node_weight[:, rows].unsqueeze(2))
+            b1.append(node_bias[:, rows].unsqueeze(2))
+            w2.append(node_out[:, rows].unsqueeze(2) if self.two_sided else node_out[:, rows])
+        leaves = Leaves(torch.cat(w1, dim=2), torch.cat(b1, dim=2), torch.cat(w2, dim=2), own.b2)
+        return node_weight[:, :N], node_bias[:, :N], node_out[:, :N], leaves
+
+    def rows_by_level(self) -> Iterator[tuple[str, int, int]]:
+        """Parameter, level and first row of the nodes of each level, and of the leaves, whose level is the depth.
+
+        Of 2^level rows a tree that grows uses 2^min(level, levels), the first ones: one for each of its leaves.
+        """
+        for level in range(self.depth):
+            for name in NODE_PARAMETERS:
+                yield name, level, 2**level - 1
+        for name in LEAF_PARAMETERS:
+            yield name, self.depth, 0
 
     def _routing(self, logits: Tensor, leaf: Tensor) -> TreeRouting:
         return TreeRouting(logits, leaf, 2**self.levels - 1, 2**self.levels, soft=False)
@@ -168,15 +196,13 @@ class TreeFeedForward(TreeLayer):
         return self.node_weight, self.node_bias
 
     def block_counts(self) -> dict[str, Tensor]:
-        routing = self.routing
-        nodes, leaves = routing.path_counts, routing.leaf_counts
-        unused = 2**self.depth - 2**self.levels
-        nodes, leaves = F.pad(nodes, (0, unused)), F.pad(leaves, (0, unused))
-        return {
-            name: nodes if name.startswith("node") else leaves
-            for name, _ in self.named_parameters()
-            if not name.startswith("base")
-        }
+        leaf_counts = self.routing.leaf_counts
+        names = NODE_PARAMETERS + LEAF_PARAMETERS
+        counts = {name: leaf_counts.new_zeros(getattr(self, name).shape[:2]) for name in names}
+        for name, level, first in self.rows_by_level():
+            used = 2 ** min(level, self.levels)
+            counts[name][:, first : first + used] = leaf_counts.view(self.trees, used, -1).sum(-1)
+        return counts
 
     def extra_repr(self) -> str:
         return (
@@ -187,16 +213,16 @@ class TreeFeedForward(TreeLayer):
 
 
 def _whole_tree(layer: TreeFeedForward, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """In what is saved of a tree that has not grown to its depth, leaves stand below it as often as they will."""
+    """In what is saved of a tree that has not grown to its depth, a row stands wherever it will be copied to."""
     if layer.levels == layer.depth:
         return
-    leaves = 2**layer.levels
-    for name in LEAF_PARAMETERS:
-        leaf = state[prefix + name]
-        state[prefix + name] = leaf[:, :leaves].repeat_interleave(leaf.shape[1] // leaves, dim=1)
-    out = state[prefix + "node_out"].clone()
-    out[:, leaves - 1 :] = 0
-    state[prefix + "node_out"] = out
+    used = 2**layer.levels
+    for name in NODE_PARAMETERS + LEAF_PARAMETERS:
+        state[prefix + name] = state[prefix + name].clone()
+    for name, level, first in layer.rows_by_level():
+        if level > layer.levels:
+            rows = state[prefix + name][:, first : first + 2**level]
+            rows.copy_(rows[:, :used].repeat_interleave(2**level // used, dim=1))
 
 
 def merge_base(model: nn.Module) -> nn.Module:

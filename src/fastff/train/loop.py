@@ -146,7 +146,9 @@ class _Run:
         set_seed(config.seed)
         model = build_model(config.model, data.shape, data.classes, config.layer, config.input_dropout)
         if config.initialise:
-            fastff.initialise_from_data(model, [self._sample()], seed=config.seed)
+            first = _order(len(data.train), config.seed, epoch=0)[:4000]
+            samples = data.normalise(data.train.inputs[first].to(self.accelerator.device))
+            fastff.initialise_from_data(model, [samples], seed=config.seed)
         self.plain = model
         self.trees = [layer for layer in model.modules() if isinstance(layer, fastff.TreeFeedForward)]
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(config, model))
@@ -168,18 +170,13 @@ class _Run:
         stale = patience is not None and not self._missing_levels and p.epoch - p.best_epoch >= patience
         return p.diverged or p.epoch >= self.config.epochs or stale
 
-    def _sample(self) -> Tensor:
-        """Training inputs that decisions are set from; the same in every process."""
-        first = _order(len(self.data.train), self.config.seed, epoch=0)[:4000]
-        return self.data.normalise(self.data.train.inputs[first].to(self.accelerator.device))
-
     def _grow(self, until: float) -> None:
         """Add levels to the trees: level k of the depth at the share (k / depth)^2 of their growth, as the more leaves
         there are, the fewer samples come to each.
         """
         p = self.progress
         while self._missing_levels and p.levels < math.floor(until**0.5 * (p.levels + self._missing_levels)):
-            fastff.grow(self.plain, [self._sample()], self.optimizer.optimizer, seed=self.config.seed + p.levels)
+            fastff.grow(self.plain, self.optimizer.optimizer)
             p.levels += 1
             p.best_epoch = p.epoch  # patience begins with the whole tree
 

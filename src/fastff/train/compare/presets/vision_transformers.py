@@ -64,6 +64,7 @@ def public_vit(data: str) -> Comparison:
             for (k, d), a in neurons.items()
         ),
         *(Candidate(f"{k} x Tree d{d} l1", f"tree:depth={d},leaf_width=1,trees={k}", (ours,)) for k, d in trees),
+        *(Candidate(f"dense {w}, two-sided", f"tree:depth=0,leaf_width={w}", (base,)) for w in (8, 16, 32)),
     )
     return Comparison(
         "public-vit",
