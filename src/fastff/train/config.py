@@ -40,7 +40,7 @@ class TrainConfig(Settings):
     balance: float = setting(0.1, "Weight of the balance loss of trees.")
     importance: float = setting(0.0, "Weight of the importance loss of an MoE.")
     load: float = setting(0.0, "Weight of the load loss of an MoE.")
-    initialise: bool = setting(True, "Set the tree decisions from the training data first.")
+    initialise: bool = setting(False, "Set the tree decisions from the training data first.")
     grow: float = setting(0.4, "Share of the steps in which a layer 'tree' grows from one leaf to its depth; 0: none.")
     input_dropout: float = setting(0.0, "Probability with which an input value is left out in training.")
     shift: int = setting(0, "Pixels that an image is moved by at most, at random, in training, in each direction.")

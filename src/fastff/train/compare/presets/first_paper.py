@@ -88,9 +88,7 @@ def p1_comparison(data: str) -> Comparison:
                 f"FFF d{depth} l32, P1's training", f"fff:{tree}", ({**P1_ADAM, **P1_HARDENING},), published(fff)
             ),
             Candidate(f"MoE {experts} x 16, small batches", moe_layer, ({**ours, "importance": 0.01, "load": 0.01},)),
-            Candidate(
-                f"Tree d{depth} l32", f"tree:{tree}", ({**ours, "balance": 0.03, "initialise": True, "grow": 0.4},)
-            ),
+            Candidate(f"Tree d{depth} l32", f"tree:{tree}", ({**ours, "balance": 0.03, "grow": 0.4},)),
         ]
     return Comparison(
         "p1-comparison",

@@ -3,7 +3,7 @@
 from typing import Any
 
 # P1's training (facts: SGD 0.2, batch 256, hardening weight 3 in its explorative and comparison experiments).
-AS_IT_IS = {"balance": 0.0, "initialise": False, "grow": 0.0}  # no help for the routing
+AS_IT_IS = {"balance": 0.0, "grow": 0.0}  # no help for the routing
 P1_SGD = {**AS_IT_IS, "optimizer": "sgd", "lr": 0.2, "batch_size": 256, "weight_decay": 0.0, "schedule": "constant"}
 P1_ADAM = {
     **AS_IT_IS,
@@ -21,7 +21,7 @@ P1_MOE = {"importance": 0.1, "load": 0.1}
 
 # What we recommend; dense layers and experts get the same optimiser, schedule and number of trials.
 ADAMW = {**AS_IT_IS, "optimizer": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 0.1, "schedule": "cosine"}
-RECIPE = {**ADAMW, "balance": 0.1, "initialise": True, "grow": 0.4}
+RECIPE = {**ADAMW, "balance": 0.1, "grow": 0.4}
 DROPOUTS: tuple[dict[str, Any], ...] = ({}, {"input_dropout": 0.2})
 
 

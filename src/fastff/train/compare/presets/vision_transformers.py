@@ -30,7 +30,7 @@ def p1_vit(data: str) -> Comparison:
             Candidate(
                 f"Tree d{d} l{l}",
                 f"tree:depth={d},leaf_width={l}",
-                ({**base, "balance": 0.01, "initialise": True, "grow": 0.4},),
+                ({**base, "balance": 0.01, "grow": 0.4},),
             )
             for d, l, _ in shapes
         ),
@@ -47,7 +47,7 @@ def p1_vit(data: str) -> Comparison:
 def public_vit(data: str) -> Comparison:
     """The public comparison in which no fast feedforward network won (issue 12 of UltraFastBERT), scaled down."""
     base = {**AS_IT_IS, "optimizer": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 0.05, "schedule": "cosine"}
-    ours = {**base, "balance": 0.01, "initialise": True, "grow": 0.4}
+    ours = {**base, "balance": 0.01, "grow": 0.4}
     dense = {8: 77.5, 12: 79.1, 16: 79.4, 24: 80.4, 32: 81.2, 64: 83.1, 256: 85.7}
     neurons = {(1, 2): 75.4, (1, 3): 75.4, (1, 4): 76.3, (1, 5): 76.0, (1, 6): 75.4, (1, 7): 76.0, (1, 8): 75.7}
     neurons |= {(4, 4): 78.3, (4, 5): 78.9, (4, 6): 78.9}
