@@ -41,7 +41,7 @@ class TrainConfig(Settings):
     importance: float = setting(0.0, "Weight of the importance loss of an MoE.")
     load: float = setting(0.0, "Weight of the load loss of an MoE.")
     initialise: bool = setting(False, "Set the tree decisions from the training data first.")
-    grow: float = setting(0.4, "Share of the steps in which a layer 'tree' grows out of a dense layer to its depth; 0: none.")
+    grow: float = setting(0.4, "Share of the steps in which a layer 'tree' grows out of a dense layer; 0: none.")
     input_dropout: float = setting(0.0, "Probability with which an input value is left out in training.")
     shift: int = setting(0, "Pixels that an image is moved by at most, at random, in training, in each direction.")
     flip: bool = setting(False, "Flip half of the images left to right in training.")
