@@ -40,16 +40,16 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, Any] = {"tokens": arguments.tokens, "lr": arguments.lr, "layers": 3, "runs": []}
     for seed in range(arguments.seeds):
-        for name, layer in ((name, LAYERS[name]) for name in arguments.only):
-            balance = 0.0 if layer.startswith("ultra") else 0.01
+        for name in arguments.only:
+            balance = 0.0 if name.startswith("ultra") else 0.01
             given = {"data": arguments.data, "tokens": arguments.tokens, "lr": arguments.lr, "seed": seed}
-            config = PretrainConfig(feedforward=layer, balance=balance, **given, **SETTINGS)
+            config = PretrainConfig(feedforward=LAYERS[name], balance=balance, **given, **SETTINGS)
             folder = arguments.out / f"{name}_{seed}"
             result = pretrain(config, folder, resume=True)
             metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
             shown = ("tokens", "seconds", "validation_loss")
             curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]
-            found["runs"].append({"title": name, "layer": layer, "seed": seed, **result, "curve": curve})
+            found["runs"].append({"title": name, "layer": LAYERS[name], "seed": seed, **result, "curve": curve})
             write_json(arguments.out / "decoders.json", found)
     for run in sorted(found["runs"], key=lambda run: run["validation_loss"]):
         print(f"{run['title']:20} validation loss {run['validation_loss']:.4f}, {run['seconds']:.0f} s")

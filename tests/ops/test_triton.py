@@ -19,7 +19,9 @@ from fastff.ops.tree import plan
 from fastff.ops.tree.plan import Plan
 from fastff.ops.triton.config import config, use_config
 
-group = pytest.importorskip("fastff.ops.triton.group", reason="Triton is not installed", exc_type=ImportError)
+pytest.importorskip("triton", reason="Triton is not installed")
+from fastff.ops.triton import group
+
 sort_slots = group.sort_slots
 pytestmark = pytest.mark.usefixtures("gpu_kernels")
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastff.nn.layer import whole_number
-from fastff.nn.tree_feedforward import TreeFeedForward
+from fastff.nn.tree_feedforward import TreeFeedForward, repeat_rows
 
 
 def start_growth(model: nn.Module, levels: int = 0) -> nn.Module:
@@ -59,8 +59,7 @@ def grow(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> bo
         for name, level, first in layer.rows_by_level():
             if level > layer.levels:
                 for values in _with_moments(getattr(layer, name), optimizer):
-                    rows = values[:, first : first + 2 * leaves]
-                    rows.copy_(rows[:, :leaves].repeat_interleave(2, dim=1))
+                    repeat_rows(values[:, first : first + 2 * leaves], leaves)
         layer.levels += 1
     return any(layer.levels < layer.depth for layer in growing)
 

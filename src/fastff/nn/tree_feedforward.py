@@ -145,8 +145,8 @@ class TreeFeedForward(TreeLayer):
         own = Leaves(*(leaf[name] for name in LEAF_PARAMETERS))
         base = Leaves(*(leaf[_base(name)] for name in LEAF_PARAMETERS)) if self.shared_base else None
         if self.levels < self.depth:
-            grown = self._smaller_tree(node_weight, node_bias, node_out, own, base)
-            (node_weight, node_bias, node_out, own), base = grown, None
+            node_weight, node_bias, node_out, own = self._smaller_tree(node_weight, node_bias, node_out, own, base)
+            base = None
         y, path = tree_feedforward(
             x,
             node_weight,
@@ -221,8 +221,12 @@ def _whole_tree(layer: TreeFeedForward, state: dict[str, Any], prefix: str, _: A
         state[prefix + name] = state[prefix + name].clone()
     for name, level, first in layer.rows_by_level():
         if level > layer.levels:
-            rows = state[prefix + name][:, first : first + 2**level]
-            rows.copy_(rows[:, :used].repeat_interleave(2**level // used, dim=1))
+            repeat_rows(state[prefix + name][:, first : first + 2**level], used)
+
+
+def repeat_rows(rows: Tensor, used: int) -> None:
+    """Let all of `rows` (K, rows, ...) be copies of the first `used` of them, those of one side by side, in place."""
+    rows.copy_(rows[:, :used].repeat_interleave(rows.shape[1] // used, dim=1))
 
 
 def merge_base(model: nn.Module) -> nn.Module:

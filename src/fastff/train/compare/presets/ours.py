@@ -126,7 +126,7 @@ def growth(data: str) -> Comparison:
     """Trees of 16 executed neurons from 59 to 20,479 in all: trained at once, grown, and with moved images."""
     ours, moved = _recipe_for(data)
     ways: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("at once", {"grow": 0.0, "initialise": True}),
+        ("at once", {"grow": 0.0, "initialise": True}),  # without growth decisions from the data help
         ("grown", {}),
         ("grown, moved images", moved),
     )
