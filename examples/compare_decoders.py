@@ -4,6 +4,7 @@ python examples/compare_decoders.py novels.txt --out runs/decoders --tokens 4000
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ LAYERS = {  # by the names of their folders
     "dense-6-120": "dense:width=6120,activation=gelu",
     "dense-1-016": "dense:width=1016,activation=gelu",
     "dense-256": "dense:width=256,activation=gelu",
+    "dense-192--two-sided": "tree:depth=0,leaf_width=192",  # what 24 trees of depth 7 begin as
+    "dense-56--two-sided": "tree:depth=0,leaf_width=56",
     "dense-56": "dense:width=56,activation=gelu",
     "dense-1": "dense:width=1,activation=gelu",  # as good as no feedforward layer
     "ultrafff-8-x-6": "ultra:depth=6,trees=8",
     "moe-24-x-16--top-2": "moe:experts=24,expert_width=16,activation=gelu",
     "moe--no-noise": "moe:experts=24,expert_width=16,activation=gelu,noise=false",
 }
-MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "vocab_size": 2048, "clip": 1.0, "initialise": False}
+MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "vocab_size": 2048, "clip": 1.0}
 STEPS: dict[str, Any] = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "weight_decay": 0.1}
 SETTINGS = {**MODEL, **STEPS, "shape": "hidden_size=128,num_hidden_layers=3,num_attention_heads=4"}
 
@@ -33,24 +36,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="text to learn from")
     parser.add_argument("--out", type=Path, default=Path("runs/decoders"))
-    parser.add_argument("--tokens", type=int, default=4_000_000)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seeds", type=int, default=1)
+    for name, default in {"tokens": 4_000_000, "lr": 3e-3, "seeds": 1}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--only", nargs="+", choices=LAYERS, default=list(LAYERS))
-    arguments = parser.parse_args()
-    found: dict[str, Any] = {"tokens": arguments.tokens, "lr": arguments.lr, "layers": 3, "runs": []}
-    for seed in range(arguments.seeds):
-        for name in arguments.only:
-            balance = 0.0 if name.startswith("ultra") else 0.01
-            given = {"data": arguments.data, "tokens": arguments.tokens, "lr": arguments.lr, "seed": seed}
-            config = PretrainConfig(feedforward=LAYERS[name], balance=balance, **given, **SETTINGS)
-            folder = arguments.out / f"{name}_{seed}"
-            result = pretrain(config, folder, resume=True)
-            metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-            shown = ("tokens", "seconds", "validation_loss")
-            curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]
-            found["runs"].append({"title": name, "layer": LAYERS[name], "seed": seed, **result, "curve": curve})
-            write_json(arguments.out / "decoders.json", found)
+    given = parser.parse_args()
+    found: dict[str, Any] = {"tokens": given.tokens, "lr": given.lr, "layers": 3, "runs": []}
+    for seed, name in itertools.product(range(given.seeds), given.only):
+        own = {"seed": seed, "feedforward": LAYERS[name], "balance": 0.0 if name.startswith("ultra") else 0.01}
+        config = PretrainConfig(data=given.data, tokens=given.tokens, lr=given.lr, **own, **SETTINGS)
+        folder = given.out / f"{name}_{seed}"
+        result = pretrain(config, folder, resume=True)
+        metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        shown = ("tokens", "seconds", "validation_loss")
+        curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]
+        found["runs"].append({"title": name, "layer": LAYERS[name], "seed": seed, **result, "curve": curve})
+        write_json(given.out / "decoders.json", found)
     for run in sorted(found["runs"], key=lambda run: run["validation_loss"]):
         print(f"{run['title']:20} validation loss {run['validation_loss']:.4f}, {run['seconds']:.0f} s")
 

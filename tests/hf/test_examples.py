@@ -66,7 +66,7 @@ def test_compare_decoders(tmp_path: Path) -> None:
     out = run("compare_decoders.py", *arguments)
     lines = [line for line in out.splitlines() if " validation loss " in line]
     runs = json.loads((tmp_path / "out" / "decoders.json").read_text())["runs"]
-    assert len(runs) == 11
+    assert len(runs) == 13
     assert {r["title"] for r in runs} == {line[:20].strip() for line in lines if not line.startswith("step")}
     assert all(r["curve"][-1]["validation_loss"] == r["validation_loss"] for r in runs)
     assert run("compare_decoders.py", *arguments)  # finished: shown again

@@ -91,8 +91,8 @@ def test_a_run_learns_and_writes_its_folder(text, tmp_path, capsys):
     assert max(row["lr"] for row in steps) <= c.lr
     assert steps[-1]["lr"] < 0.3 * c.lr
     assert all(row["grad_norm"] > 0 for row in steps)
-    assert set(evaluations[0]["layers"]) == {f"model.layers.{i}.feedforward" for i in (0, 1)}
-    for use in evaluations[0]["layers"].values():
+    assert set(evaluations[-1]["layers"]) == {f"model.layers.{i}.feedforward" for i in (0, 1)}
+    for use in evaluations[-1]["layers"].values():
         assert 1 <= use["effective_leaves"] <= use["leaves"] == 4
         assert 0 < use["used_leaves"] <= 1
         assert use["mean_entropy"] > 0
@@ -177,10 +177,25 @@ def test_a_seed_decides_the_weights(text, tmp_path):
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
+def test_trees_grow_out_of_dense_layers(text, tmp_path):
+    c = config(text, feedforward="tree:depth=3,leaf_width=2", grow=0.5, evaluations=40)
+    result = pretrain(c, tmp_path / "run", quiet=True)
+    evaluations = [row for row in rows(tmp_path / "run") if "layers" in row]
+    leaves = [next(iter(row["layers"].values()))["leaves"] for row in evaluations]
+    assert leaves == sorted(leaves)
+    assert set(leaves) == {1, 2, 4, 8}
+    for before, after in zip(evaluations, leaves, strict=True):  # level k at (k / 3)^2 of the first half
+        assert after == 2 ** min(3, int(3 * (before["tokens"] / 4000) ** 0.5))
+    assert result["inference_width"] == 2 * 5
+    c = config(text, feedforward="tree:depth=3,leaf_width=2", tokens=64)  # one step
+    for use in pretrain(c, tmp_path / "short", quiet=True)["layers"].values():
+        assert use["leaves"] == 8
+
+
 def test_trees_are_initialised_from_the_data(text, tmp_path):
     first = {}
     for initialise in (False, True):
-        c = config(text, feedforward="tree:depth=3,leaf_width=2", lr=1e-6, tokens=64, initialise=initialise)
+        c = config(text, feedforward="tree:depth=3,leaf_width=2", lr=1e-6, tokens=64, initialise=initialise, grow=0.0)
         first[initialise] = pretrain(c, tmp_path / str(initialise), quiet=True)["layers"]
     assert all(use["effective_leaves"] > 7 for use in first[True].values())
     assert all(use["effective_leaves"] < 7 for use in first[False].values())
@@ -242,7 +257,8 @@ def test_the_command_has_an_option_for_every_setting(text, tmp_path):
 
 NOISY = {
     "shape": SHAPE + ",hidden_dropout_prob=0.1",
-    "feedforward": "tree:depth=2,leaf_width=2,gradient=sampled",
+    "feedforward": "tree:depth=3,leaf_width=2,gradient=sampled",
+    "grow": 0.9,  # so that a level begins between the steps at which a run is stopped
     "tokens": 4000,
     "logs": 7,
     "evaluations": 3,

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF, auxiliary_loss
+from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF, auxiliary_loss, grow, start_growth
 
 WORLD, TOKENS, SECONDS = 2, 3, 150  # three tokens a process: most leaves see none
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -24,9 +24,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "ultra": lambda: UltraFFF(6, 4, depth=4, trees=2),
     "tree": lambda: TreeFeedForward(6, 4, depth=4, leaf_width=2),
     "tree-depth0": lambda: TreeFeedForward(6, 4, depth=0, leaf_width=2),
+    "trees": lambda: TreeFeedForward(6, 4, depth=2, leaf_width=1, trees=3),  # so one process has two, the other one
     "moe": lambda: MoE(6, 4, experts=8, expert_width=2),
 }
-CHECKS = ("ddp", "fsdp")
+CHECKS = {
+    "ddp": tuple(LAYERS),
+    "fsdp": tuple(name for name in LAYERS if name != "tree-depth0"),  # FSDP2 refuses empty parameters
+    "growth": ("tree", "trees"),
+}
 WEIGHTS = {"hardening": 0.1, "balance": 0.1, "importance": 0.1, "load": 0.1}
 
 
@@ -92,14 +97,41 @@ def fsdp(name: str, rank: int) -> None:
         assert p.grad.full_tensor().isfinite().all(), key
 
 
+def growth(name: str, rank: int) -> None:
+    """Sharded by trees, with the moments of the optimiser, and with the whole tree in what is saved."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    layer, x = setup(name)
+    single = copy.deepcopy(layer)
+    mine = x[rank * TOKENS : (rank + 1) * TOKENS]
+    fully_shard(layer, mesh=init_device_mesh("cpu", (WORLD,)))
+    both = [(m, torch.optim.AdamW(m.parameters(), lr=0.01, eps=1e-3)) for m in (layer, single)]
+    for model, _ in both:
+        start_growth(model)
+    for step in range(1, 5):
+        for model, optimizer in both:
+            optimizer.zero_grad()
+            model(mine if model is layer else x).square().mean().backward()
+            optimizer.step()
+            grow(model, step / 4, optimizer)
+        assert layer.levels == single.levels > 0
+        expected = single.state_dict()
+        for key, values in layer.state_dict().items():
+            torch.testing.assert_close(
+                values.full_tensor(), expected[key], msg=lambda m, k=f"step {step}, {key}": f"{k}: {m}"
+            )
+    assert layer.levels == layer.depth
+
+
 def main(rank: int, folder: Path) -> None:
     """One process: every check of every layer; the errors, by check and layer, end in a file."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     errors: dict[str, str] = {}
-    for name in LAYERS:
-        for check in CHECKS if name != "tree-depth0" else CHECKS[:1]:
+    for check, names in CHECKS.items():
+        for name in names:
             try:
                 globals()[check](name, rank)
                 failed = False
@@ -141,16 +173,22 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", CHECKS["ddp"])
 def test_ddp_without_unused_parameters_gives_the_gradients_of_the_joint_batch(errors, name):
     assert "all" not in errors, errors["all"]
     assert f"ddp-{name}" not in errors, errors[f"ddp-{name}"]
 
 
-@pytest.mark.parametrize("name", [n for n in LAYERS if n != "tree-depth0"])  # FSDP2 refuses empty parameters
+@pytest.mark.parametrize("name", CHECKS["fsdp"])
 def test_fsdp2_computes_what_the_whole_layer_computes_and_trains_with_auxiliary_losses(errors, name):
     assert "all" not in errors, errors["all"]
     assert f"fsdp-{name}" not in errors, errors[f"fsdp-{name}"]
+
+
+@pytest.mark.parametrize("name", CHECKS["growth"])
+def test_trees_that_fsdp2_shards_grow_as_whole_ones_do(errors, name):
+    assert "all" not in errors, errors["all"]
+    assert f"growth-{name}" not in errors, errors[f"growth-{name}"]
 
 
 if __name__ == "__main__":

@@ -12,13 +12,18 @@ from fastff.optim import RowwiseAdamW
 F64 = torch.float64
 
 
+def due(levels: int, depth: int = 3) -> float:
+    """The share of the growth at which so many levels decide, with something for rounding."""
+    return (levels / depth) ** 2 + 1e-9
+
+
 def growing(levels: int = 0, **options) -> TreeFeedForward:
     torch.manual_seed(0)
     layer = TreeFeedForward(6, 5, **({"depth": 3, "leaf_width": 2, "dtype": F64} | options))
     with torch.no_grad():
         for p in layer.parameters():
             p.normal_()
-    return start_growth(layer, levels)
+    return start_growth(layer, due(levels))
 
 
 @pytest.mark.parametrize("options", [{}, {"trees": 2}, {"two_sided": False}, {"shared_base": False}], ids=str)
@@ -28,10 +33,10 @@ def test_the_function_stays_the_same_while_leaves_double(options):
     for level in range(3):
         assert layer.levels == level
         assert layer.routing.leaves_per_tree == 2**level
-        assert grow(layer) == (level < 2)
+        grow(layer, due(level + 1))
         torch.testing.assert_close(layer(x), before)
         assert layer.routing.leaf_counts.shape[1] == 2 ** (level + 1)
-    assert not grow(layer)
+    grow(layer, 2.0)
     assert layer.levels == 3
     torch.testing.assert_close(layer(x), before)
     with torch.no_grad():  # and now every leaf is one of its own
@@ -74,7 +79,7 @@ def test_moments_go_to_both_children():
     layer(x).square().sum().backward()
     optimizer.step()
     before = {name: optimizer.state[getattr(layer, name)]["exp_avg"].clone() for name in layer.parameter_names}
-    grow(layer, optimizer)
+    grow(layer, due(2), optimizer)
     after = {name: optimizer.state[getattr(layer, name)]["exp_avg"] for name in layer.parameter_names}
     for name in LEAF_PARAMETERS:
         for leaf in range(4):
@@ -94,10 +99,11 @@ def test_every_tree_of_a_model_grows():
     start_growth(model)
     x = torch.randn(300, 6)
     before = model(x)
-    assert grow(model)
-    assert [model[0].levels, model[2].levels] == [1, 1]
-    assert not grow(model)
-    assert [model[0].levels, model[2].levels] == [2, 1]
+    levels = []
+    for share in (0.0, 0.24, 0.26, 0.99, 1.0):
+        grow(model, share)
+        levels.append([model[0].levels, model[2].levels])
+    assert levels == [[0, 0], [0, 0], [1, 0], [1, 0], [2, 1]]
     torch.testing.assert_close(model(x), before)
 
 
@@ -111,13 +117,31 @@ def test_sparse_gradients_begin_with_the_whole_tree():
         before.backward()
         optimizer.step()
         assert layer(x).square().mean() < before
-        grow(layer, optimizer)
+        grow(layer, 1.0, optimizer)
 
 
-def test_levels_must_be_a_whole_number_and_stop_at_the_depth():
-    assert growing(levels=9).levels == 3
-    with pytest.raises(ValueError, match="levels must be"):
-        start_growth(growing(), -1)
+@pytest.mark.parametrize("call", [grow, start_growth])
+def test_the_share_must_be_a_number_of_0_or_more(call):
+    for share in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"share must be 0 or more, got {share}"):
+            call(growing(), share)
+
+
+def test_a_tree_that_was_not_to_grow_stays_whole():
+    layer = TreeFeedForward(6, 5, depth=3, leaf_width=2)
+    before = {name: t.clone() for name, t in layer.state_dict().items()}
+    for share in (0.0, 0.5, 1.0):
+        grow(layer, share)
+    assert layer.levels == 3
+    assert all(torch.equal(before[name], t) for name, t in layer.state_dict().items())
+
+
+def test_levels_that_are_late_come_at_once():
+    layer, x = growing(), torch.randn(50, 6, dtype=F64)
+    before = layer(x)
+    grow(layer, 1.0)
+    assert layer.levels == 3
+    torch.testing.assert_close(layer(x), before)
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
@@ -127,7 +151,7 @@ def test_what_is_saved_midway_is_the_whole_tree_of_the_same_function(levels):
     whole = TreeFeedForward(6, 5, depth=3, leaf_width=2, dtype=F64)
     whole.load_state_dict(state)
     torch.testing.assert_close(whole(x), layer(x))
-    again = start_growth(whole, levels)  # and back, as a run that is resumed does
+    again = start_growth(whole, due(levels))  # and back, as a run that is resumed does
     torch.testing.assert_close(again(x), layer(x))
     assert again.levels == levels
     for name, level, first in layer.rows_by_level():

@@ -221,7 +221,21 @@ def _whole_tree(layer: TreeFeedForward, state: dict[str, Any], prefix: str, _: A
         state[prefix + name] = state[prefix + name].clone()
     for name, level, first in layer.rows_by_level():
         if level > layer.levels:
-            repeat_rows(state[prefix + name][:, first : first + 2**level], used)
+            repeat_rows(here(state[prefix + name])[:, first : first + 2**level], used)
+
+
+def here(parameter: Tensor) -> Tensor:
+    """What this process has of a parameter (K, rows, ...), in the same memory; FSDP2 gives each some of the K trees.
+
+    Raises:
+        ValueError: the parameter is sharded otherwise.
+    """
+    shards: Any = parameter.detach()
+    if not hasattr(shards, "to_local"):  # no DTensor, which takes a second to import
+        return shards
+    if any(placement.is_shard() and not placement.is_shard(0) for placement in shards.placements):
+        raise ValueError(f"parameters of a tree that grows must be sharded in dimension 0, got {shards.placements}")
+    return shards.to_local()
 
 
 def repeat_rows(rows: Tensor, used: int) -> None:

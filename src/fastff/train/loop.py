@@ -41,7 +41,6 @@ class Progress:
     seconds: float = 0.0  # of this epoch's steps so far
     best_accuracy: float = -1.0
     best_epoch: int = 0
-    levels: int = 0  # that trees have grown
     warned: bool = False
     diverged: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -160,30 +159,25 @@ class _Run:
         saved = load_checkpoint(self.accelerator, folder) if resumes else None
         self.progress = Progress(**saved) if saved else Progress()
         if config.grow:
-            fastff.start_growth(model, self.progress.levels)
+            fastff.start_growth(model, self._grown)
         self._last_checkpoint = time.monotonic()
 
     @property
     def done(self) -> bool:
         """All epochs are over, or none has been the best for too long, or the loss is no number."""
         p, patience = self.progress, self.config.patience
-        stale = patience is not None and not self._missing_levels and p.epoch - p.best_epoch >= patience
+        stale = patience is not None and not self._growing and p.epoch - p.best_epoch >= patience
         return p.diverged or p.epoch >= self.config.epochs or stale
 
-    def _grow(self, until: float) -> None:
-        """Add levels to the trees: level k of the depth at the share (k / depth)^2 of their growth, as the more leaves
-        there are, the fewer samples come to each.
-        """
+    @property
+    def _grown(self) -> float:
+        """The share of the growth of trees that is over."""
         p = self.progress
-        while self._missing_levels and p.levels < math.floor(until**0.5 * (p.levels + self._missing_levels)):
-            fastff.grow(self.plain, self.optimizer.optimizer)
-            p.levels += 1
-            p.best_epoch = p.epoch  # patience begins with the whole tree
+        return (p.epoch * self.steps_per_epoch + p.step) / (self.config.grow * self.total_steps)
 
     @property
-    def _missing_levels(self) -> int:
-        """That trees are still to grow."""
-        return max((tree.depth - tree.levels for tree in self.trees), default=0)
+    def _growing(self) -> bool:
+        return any(tree.levels < tree.depth for tree in self.trees)
 
     def train_epoch(self, interrupted: threading.Event) -> None:
         """The rest of the epoch, step by step; checkpoints when it is time."""
@@ -192,10 +186,11 @@ class _Run:
         self.model.train()
         while p.step < self.steps_per_epoch:
             began = time.perf_counter()
-            if self._missing_levels:
-                self._grow((p.epoch * self.steps_per_epoch + p.step) / (config.grow * self.total_steps))
             p.loss_sum += self._step(order[p.step * config.batch_size : (p.step + 1) * config.batch_size])
             p.step += 1
+            if self._growing:
+                fastff.grow(self.plain, self._grown, self.optimizer)
+                p.best_epoch = p.epoch  # patience begins with the whole tree
             p.seconds += time.perf_counter() - began
             if not math.isfinite(p.loss_sum):
                 p.diverged = True
@@ -245,8 +240,8 @@ class _Run:
             The epoch's figures, and what to warn of, if it is the first time.
         """
         p, accelerator = self.progress, self.accelerator
-        if p.diverged or p.epoch + 1 == self.config.epochs:
-            self._grow(1.0)
+        if p.diverged:
+            fastff.grow(self.plain, 1.0)
         memorised = evaluate(self.plain, self.data, self.data.train, accelerator=accelerator)
         validated = evaluate(self.plain, self.data, self.data.validation, accelerator=accelerator)
         row: dict[str, Any] = {
@@ -266,7 +261,7 @@ class _Run:
                 row[f"{name}_soft_accuracy"] = soft.accuracy
         if self.config.schedule == "plateau":
             self.schedule.step(validated.accuracy)
-        if validated.accuracy > p.best_accuracy and not self._missing_levels:
+        if validated.accuracy > p.best_accuracy and not self._growing:
             p.best_accuracy, p.best_epoch = validated.accuracy, p.epoch + 1
             if self.main:
                 save_model(self.folder, self.plain, self.data)

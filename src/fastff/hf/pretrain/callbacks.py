@@ -1,4 +1,4 @@
-"""What happens between the steps of a run: the budget that ends it, checkpoints, evaluations, the log."""
+"""What happens between the steps of a run: the budget that ends it, checkpoints, growth, evaluations, the log."""
 
 import math
 import threading
@@ -14,6 +14,7 @@ from fastff.hf.pretrain.checkpoints import PROGRESS
 from fastff.hf.pretrain.log import RunLog
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.routing_callback import RoutingCallback
+from fastff.nn import grow, start_growth
 from fastff.nn.usage import collapse_warning
 
 
@@ -61,6 +62,32 @@ class BudgetCallback(TrainerCallback):
             assert args.output_dir is not None
             write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / PROGRESS, self.progress.to_dict())
         self.accelerator.wait_for_everyone()
+
+
+class GrowthCallback(TrainerCallback):
+    """Lets trees grow out of dense layers (`fastff.grow`) while the first `config.grow` of the budget is used up.
+
+    Args:
+        progress: of the run.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    @property
+    def share(self) -> float:
+        """Of the growth that is over."""
+        return self.progress.share / self.progress.config.grow
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Here, for a checkpoint, which holds whole trees, has been loaded."""
+        start_growth(given["model"], self.share)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """Before a checkpoint, so that `share` alone says how far it has grown."""
+        grow(given["model"], self.share, given["optimizer"])
 
 
 class LogCallback(RoutingCallback):

@@ -44,7 +44,8 @@ class PretrainConfig(Settings):
     epsilon: float = setting(1e-12, "AdamW.")
     clip: float = setting(0.5, "Largest gradient norm.")
     balance: float = setting(0.0, "Weight of the balance loss of trees, and of the importance and load losses of MoEs.")
-    initialise: bool = setting(True, "Set the decisions of new trees from the training data first.")
+    initialise: bool = setting(False, "Set the decisions of new trees from the training data first.")
+    grow: float = setting(0.4, "Share of the budget in which new layers 'tree' grow out of dense layers; 0: none.")
     mask_share: float = setting(0.25, "Masked: share of the tokens that are to be predicted.")
     gradient_checkpointing: bool = setting(False, "Compute activations anew in backward, to save memory.")
     precision: str = setting("no", "Mixed precision: no, bf16 or fp16.")
@@ -75,8 +76,13 @@ class PretrainConfig(Settings):
         self.check_counts("logs", "evaluations", "checkpoints")
         self.check_positive("minutes", "lr", "epsilon", "clip", "mask_share")
         self.check_weights("weight_decay", "balance", "seed")
-        self.check_shares("ramp_until", "warmup", "beta1", "beta2")
+        self.check_shares("ramp_until", "warmup", "grow", "beta1", "beta2")
         if self.end_batch < self.start_batch:
             raise ValueError(f"end_batch must be at least start_batch = {self.start_batch}, got {self.end_batch}")
         if self.mask_share > 1:
             raise ValueError(f"mask_share must be at most 1, got {self.mask_share}")
+
+    @property
+    def new_layers(self) -> bool:
+        """Whether the feedforward layers start untrained."""
+        return bool(self.feedforward) or not self.from_weights

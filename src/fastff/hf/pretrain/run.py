@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 import fastff
 from fastff.files import read_object, write_json
 from fastff.hf.pretrain.arguments import training_arguments
-from fastff.hf.pretrain.callbacks import BudgetCallback, LogCallback
+from fastff.hf.pretrain.callbacks import BudgetCallback, GrowthCallback, LogCallback
 from fastff.hf.pretrain.checkpoints import drop_partial, newest_checkpoint, read_progress
 from fastff.hf.pretrain.config import PretrainConfig
 from fastff.hf.pretrain.data import (
@@ -112,7 +112,7 @@ class _Run:
         self.figures = _figures(model)
         self.model_config = copy.deepcopy(model.config)  # Trainer turns the cache of generation off in the model's
         batches = TrainingBatches(rows, collator, self.progress, args.process_index, processes)
-        if config.initialise and not self.checkpoint and (not config.from_weights or config.feedforward):
+        if config.initialise and config.new_layers and not self.checkpoint:
             self._initialise(model, args.device, batches)
         self.trainer = PretrainTrainer(
             self.progress,
@@ -123,6 +123,8 @@ class _Run:
             data_collator=transformers.default_data_collator,
         )
         self.trainer.remove_callback(PrinterCallback)
+        if config.grow and config.new_layers:
+            self.trainer.add_callback(GrowthCallback(self.progress))
         transformers.set_seed(config.seed + 1 + args.process_index)  # noise differs between processes
 
     @property
