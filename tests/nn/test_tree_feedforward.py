@@ -55,6 +55,13 @@ def test_a_merged_layer_loads_into_one_made_without_base():
     assert torch.equal(other(x), layer(x))
 
 
+def test_a_single_leaf_has_no_base_beside_it():
+    layer = TreeFeedForward(6, 5, depth=0, leaf_width=3)
+    assert not layer.shared_base
+    assert not [name for name, _ in layer.named_parameters() if name.startswith("base")]
+    assert all(p.abs().sum() > 0 for p in (layer.leaf_w1, layer.leaf_w2))
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_training_and_inference_compute_the_same(gradient):
     layer, x = make(torch.float64, gradient=gradient, trees=2), torch.randn(50, 6, dtype=torch.float64)

@@ -37,7 +37,7 @@ class TreeFeedForward(TreeLayer):
         shared_base: in training a leaf is base + offset, with one base for all leaves of a tree, so that what one
             leaf learns serves its neighbours. Until `merge_base` adds the base in, a token runs the base's hidden
             neurons beside its leaf's (on the reference backend each forward adds it to all leaves); after it
-            nothing: merge before inference.
+            nothing: merge before inference. A single leaf (depth 0) has no base, which would double its learning rate.
         sparse: whether gradients of nodes and leaves are sparse tensors of the rows that tokens passed, as of
             `nn.Embedding(sparse=True)`; for `fastff.optim.RowwiseAdamW`. The compiled CPU kernels make them; elsewhere
             gradients are dense.
@@ -80,7 +80,7 @@ class TreeFeedForward(TreeLayer):
         self.trees = whole_number("trees", trees, 1)
         self.gradient = one_of("gradient", gradient, GRADIENTS)
         self.two_sided = one_of("two_sided", two_sided, (True, False))
-        self.shared_base = one_of("shared_base", shared_base, (True, False))
+        self.shared_base = one_of("shared_base", shared_base, (True, False)) and self.depth > 0
         self.sparse = one_of("sparse", sparse, (True, False))
         K, N, L, W, S = self.trees, 2**self.depth - 1, 2**self.depth, self.leaf_width, 2 if two_sided else 1
         I, O = self.in_features, self.out_features
@@ -93,7 +93,7 @@ class TreeFeedForward(TreeLayer):
             "leaf_w2": (K, L, W, S, O) if two_sided else (K, L, W, O),
             "leaf_b2": (K, L, O),
         }
-        if shared_base:
+        if self.shared_base:
             shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS}
         self._register(shapes, device, dtype)
         self.register_state_dict_post_hook(_whole_tree)
