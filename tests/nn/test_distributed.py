@@ -35,14 +35,23 @@ CHECKS = {
 WEIGHTS = {"hardening": 0.1, "balance": 0.1, "importance": 0.1, "load": 0.1}
 
 
-def setup(name: str) -> tuple[nn.Module, Tensor]:
-    """The same layer and the same joint batch in every process."""
+def setup(name: str, rank: int) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    """The same layer, a copy of it and the same joint batch in every process, and what is its own of the batch."""
     torch.manual_seed(0)
     layer = LAYERS[name]()
     with torch.no_grad():
         for p in layer.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    return layer, torch.randn(WORLD * TOKENS, 6)
+    x = torch.randn(WORLD * TOKENS, 6)
+    return layer, copy.deepcopy(layer), x, x[rank * TOKENS : (rank + 1) * TOKENS]
+
+
+def shard(layer: nn.Module) -> None:
+    """FSDP2 over all processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(layer, mesh=init_device_mesh("cpu", (WORLD,)))
 
 
 def joint_gradients(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -51,9 +60,7 @@ def joint_gradients(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def ddp(name: str, rank: int) -> None:
-    layer, x = setup(name)
-    single = copy.deepcopy(layer)
-    mine = x[rank * TOKENS : (rank + 1) * TOKENS]
+    layer, single, x, mine = setup(name, rank)
     model = nn.parallel.DistributedDataParallel(layer)
     model(mine).square().mean().backward()
     if name != "moe":  # which draws noise
@@ -72,13 +79,8 @@ def ddp(name: str, rank: int) -> None:
 
 
 def fsdp(name: str, rank: int) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    layer, x = setup(name)
-    single = copy.deepcopy(layer)
-    mine = x[rank * TOKENS : (rank + 1) * TOKENS]
-    fully_shard(layer, mesh=init_device_mesh("cpu", (WORLD,)))
+    layer, single, x, mine = setup(name, rank)
+    shard(layer)
     assert all(p.to_local().numel() < p.numel() for p in layer.parameters() if p.dim() and p.shape[0] > 1)
     if name == "moe":
         layer.eval(), single.eval()
@@ -99,13 +101,8 @@ def fsdp(name: str, rank: int) -> None:
 
 def growth(name: str, rank: int) -> None:
     """Sharded by trees, with the moments of the optimiser, and with the whole tree in what is saved."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    layer, x = setup(name)
-    single = copy.deepcopy(layer)
-    mine = x[rank * TOKENS : (rank + 1) * TOKENS]
-    fully_shard(layer, mesh=init_device_mesh("cpu", (WORLD,)))
+    layer, single, x, mine = setup(name, rank)
+    shard(layer)
     both = [(m, torch.optim.AdamW(m.parameters(), lr=0.01, eps=1e-3)) for m in (layer, single)]
     for model, _ in both:
         start_growth(model)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastff.nn.layer import one_of, uniform_, whole_number
@@ -196,13 +197,10 @@ class TreeFeedForward(TreeLayer):
         return self.node_weight, self.node_bias
 
     def block_counts(self) -> dict[str, Tensor]:
-        leaf_counts = self.routing.leaf_counts
-        names = NODE_PARAMETERS + LEAF_PARAMETERS
-        counts = {name: leaf_counts.new_zeros(getattr(self, name).shape[:2]) for name in names}
-        for name, level, first in self.rows_by_level():
-            used = 2 ** min(level, self.levels)
-            counts[name][:, first : first + used] = leaf_counts.view(self.trees, used, -1).sum(-1)
-        return counts
+        used = self.routing.leaf_counts  # by the rows in use of each level that does not decide, and of the leaves
+        *waiting, leaves = (F.pad(used, (0, 2**level - used.shape[1])) for level in range(self.levels, self.depth + 1))
+        nodes = torch.cat([self.routing.path_counts, *waiting], dim=1)
+        return dict.fromkeys(NODE_PARAMETERS, nodes) | dict.fromkeys(LEAF_PARAMETERS, leaves)
 
     def extra_repr(self) -> str:
         return (

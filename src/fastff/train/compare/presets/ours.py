@@ -78,7 +78,7 @@ def recipe(data: str) -> Comparison:
             )
             for experts, width in ((4, 4), (8, 8))
         ),
-        Candidate("dense 12, two-sided", "tree:depth=0,leaf_width=12,shared_base=false", plain),
+        Candidate("dense 12, two-sided", "tree:depth=0,leaf_width=12", plain),
         Candidate("dense 128", "dense:width=128", plain),
     )
     return Comparison(
@@ -108,10 +108,7 @@ def trees(data: str) -> Comparison:
             Candidate(f"{k} x Tree d{d} l1", f"tree:depth={d},leaf_width=1,trees={k}", trials(ours, moved))
             for k, d in shapes
         ),
-        *(
-            Candidate(f"dense {w}, two-sided", f"tree:depth=0,leaf_width={w},shared_base=false", trials(ours, moved))
-            for w in (12, 24)
-        ),
+        *(Candidate(f"dense {w}, two-sided", f"tree:depth=0,leaf_width={w}", trials(ours, moved)) for w in (12, 24)),
     )
     return Comparison(
         "trees",
