@@ -323,8 +323,8 @@ def test_a_size_of_zero_works_or_raises():
 def test_weights_of_more_than_2_to_the_31_elements():
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(memory["MemAvailable"].split()[0])
-    if available < 12 * 2**20:
-        pytest.skip(f"needs 12 GB, {available / 2**20:.1f} GB are free")
+    if available < 5 * 2**20:  # of the 4.3 GB of weights few are touched, but a system may refuse to promise the rest
+        pytest.skip(f"needs 5 GB, {available / 2**20:.1f} GB are free")
     D, I, T, bf16 = 16, 33000, 3, torch.bfloat16
     N = 2**D - 1
     assert N * I > 2**31
