@@ -79,6 +79,15 @@ def test_runs_in_parallel_give_the_same_figures(tmp_path):
         )
 
 
+def test_a_run_that_fails_ends_those_beside_it(tmp_path):
+    rows = tuple(Candidate(f"dense {width}", f"dense:width={width}", ({},)) for width in (4, 2))
+    comparison = Comparison("small", "A test.", {**BASE, "epochs": 1_000_000}, rows, 1)  # some hours
+    bad = runs_of(comparison)[1].folder(tmp_path)
+    (bad / "checkpoints/step-1").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        compare(comparison, tmp_path, jobs=2)
+
+
 def test_every_setting_changes_the_folder_of_a_run():
     a = runs_of(small())[0]
     changed = runs_of(Comparison("small", "A test.", {**BASE, "balance": 0.2}, small().candidates, 2))[0]

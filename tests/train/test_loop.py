@@ -200,6 +200,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch, name):
         train(config(epochs=1), tmp_path, quiet=True, resume=True)
 
 
+def test_a_checkpoint_of_another_version_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module._Run, "finish", lambda self: {})
+    train(config(epochs=1), tmp_path, quiet=True, checkpoint_seconds=0.0)
+    [checkpoint] = (tmp_path / "checkpoints").iterdir()
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    (checkpoint / "progress.json").write_text(json.dumps({**progress, "levels": 2}))
+    with pytest.raises(ValueError, match=f"{checkpoint.name} cannot be restored.*levels"):
+        train(config(epochs=1), tmp_path, quiet=True, resume=True)
+
+
 def test_checkpoints_of_an_unknown_run_are_not_taken_up(tmp_path, monkeypatch):
     monkeypatch.setattr(loop_module._Run, "finish", lambda self: {})
     train(config(epochs=1), tmp_path, quiet=True, checkpoint_seconds=0.0)

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from fastff.files import write_atomically, write_json
+
+Progress = TypeVar("Progress")
 
 _PREFIX = "step-"
 _BEST = "model.safetensors"  # of the run: the weights of the best epoch so far
@@ -49,18 +52,18 @@ def save_checkpoint(accelerator: Any, folder: Path, name: str, progress: dict[st
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Any, folder: Path) -> dict[str, Any] | None:
-    """Restore the newest checkpoint of the run in `folder` and return its progress; None if there is none.
+def load_checkpoint(accelerator: Any, folder: Path, progress_type: Callable[..., Progress]) -> Progress:
+    """Restore the newest checkpoint of the run in `folder` and return its progress; a new one if there is none.
 
     Raises:
-        ValueError: the checkpoint is damaged, or of another model.
+        ValueError: the checkpoint is damaged, or of another model or version of this package.
     """
     found = _checkpoints(folder / "checkpoints")
     if not found:
-        return None
+        return progress_type()
     newest = found[-1]
     try:
-        progress = json.loads((newest / "progress.json").read_text())
+        progress = progress_type(**json.loads((newest / "progress.json").read_text()))
         accelerator.load_state(str(newest))
         _set_generators(load_file(newest / f"generators-{accelerator.process_index}.safetensors"))
         if accelerator.is_main_process and (newest / "best.safetensors").exists():

@@ -156,8 +156,7 @@ class _Run:
         self.schedule = make_schedule(config, self.optimizer.optimizer, self.total_steps)
         self.accelerator.register_for_checkpointing(self.schedule)
         set_seed(config.seed + 1 + self.accelerator.process_index)  # noise differs between processes
-        saved = load_checkpoint(self.accelerator, folder) if resumes else None
-        self.progress = Progress(**saved) if saved else Progress()
+        self.progress = load_checkpoint(self.accelerator, folder, Progress) if resumes else Progress()
         if config.grow:
             fastff.start_growth(model, self._grown)
         self._last_checkpoint = time.monotonic()

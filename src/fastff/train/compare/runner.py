@@ -2,18 +2,19 @@
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from functools import lru_cache
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastff.files import write_json
-from fastff.interrupts import Interrupted
+from fastff.interrupts import Interrupted, interrupts
 from fastff.train.compare.comparison import Comparison, Run, runs_of
 from fastff.train.compare.summary import summarise
 from fastff.train.config import TrainConfig
@@ -79,44 +80,49 @@ def compare(
 def _in_parallel(waiting: list[Run], folder: Path, jobs: int, done: Callable[[Run, dict[str, Any]], None]) -> None:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a forked child would inherit threads that PyTorch already runs
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_child, initargs=(threads,)) as pool:
+    goes_on, ours = context.Pipe(duplex=False)  # nothing is sent: that it is closed tells the children to end
+    children = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_child, initargs=(threads, goes_on))
+    with goes_on, ours, children as pool:
         futures: dict[Future[dict[str, Any]], Run] = {pool.submit(_train_in_child, run, folder): run for run in waiting}
         try:
             for future in as_completed(futures):
                 done(futures[future], future.result())
         except BaseException as error:
-            pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C reaches the children too, which leave checkpoints
+            ours.close()
+            pool.shutdown(cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted from error
             raise
 
 
-_interrupted = threading.Event()  # of a child: no further run is begun
+_until_the_end = ExitStack()  # of a child
 
 
-def _start_child(threads: int) -> None:
+def _start_child(threads: int, goes_on: Connection) -> None:
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, lambda *_: _interrupted.set())  # between two runs; `train` has its own handler
+    interrupted = _until_the_end.enter_context(interrupts())  # also between two runs
+    threading.Thread(target=_end_with_parent, args=(goes_on, interrupted), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A killed parent takes its children along: they would go on training in folders that the next call uses."""
+def _end_with_parent(goes_on: Connection, interrupted: threading.Event) -> None:
+    """Leave a checkpoint and end if the parent says so; a killed parent takes its children along at once.
+
+    They would go on training in folders that the next call uses.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
+        wait([goes_on, parent.sentinel])
+        interrupted.set()
         parent.join()
         os._exit(1)
 
 
 def _train_in_child(run: Run, folder: Path) -> dict[str, Any]:
     """`_train`, unless the child has been interrupted: the pool hands it one more run than it has children."""
-    if _interrupted.is_set():
-        raise Interrupted
-    try:
-        return _train(run, folder)
-    except Interrupted:
-        _interrupted.set()
-        raise
+    with interrupts() as interrupted:
+        if interrupted.is_set():
+            raise Interrupted
+    return _train(run, folder)
 
 
 def _train(run: Run, folder: Path) -> dict[str, Any]:
