@@ -126,6 +126,8 @@ start = time.time()
 layer(x)
 whole = time.time() - start
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs in its background ignore it
+
 def interrupt():
     time.sleep(whole / 3)
     os.kill(os.getpid(), signal.SIGINT)
