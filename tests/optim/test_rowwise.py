@@ -16,7 +16,8 @@ from fastff.nn import TreeFeedForward, UltraFFF
 from fastff.ops import use_backend
 from fastff.ops.backend import extension
 from fastff.optim import RowwiseAdamW
-from fastff.optim import rowwise as module
+from fastff.optim.gauss import gauss_quadrature
+from fastff.optim.rows import Rows
 
 I = 32  # rows of fewer elements are stepped densely
 MAKE = {
@@ -36,7 +37,7 @@ compiled = pytest.mark.skipif(extension is None, reason="only the compiled kerne
 def path(request, monkeypatch) -> None:
     """All holds of the C++ and of the definition."""
     if request.param == "torch":
-        monkeypatch.setattr(module._Rows, "_compiled", lambda rows: None)
+        monkeypatch.setattr(Rows, "_compiled", lambda rows: None)
     elif extension is None:
         pytest.skip("this installation lacks the compiled kernels")
 
@@ -188,7 +189,7 @@ def test_quadrature_of_few_points(y, error):
     wide = torch.tensor([0.0, 1.0], dtype=torch.float64)  # a neighbour that asks for three nodes
     columns = [torch.stack([(a * t**i).sum() for i in range(6)]) for a, t in ((amount, y), (torch.ones(2), wide))]
     for both in (columns[:1], columns):
-        weights, nodes = module._gauss(torch.stack(both, dim=1))
+        weights, nodes = gauss_quadrature(torch.stack(both, dim=1))
         assert (weights >= 0).all()
         for root in (0.1, 1.0, 10.0):
             found = (weights[:, 0] / (root + nodes[:, 0].exp())).sum()

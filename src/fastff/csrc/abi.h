@@ -86,7 +86,7 @@ struct IndexedBackward : Indexed {
   void *grad_x, *grad_w1, *grad_b1, *grad_w2, *grad_b2, *grad_gate;  // null where none is asked for
 };
 
-// Rows (R, E) of a parameter under AdamW; some are stepped, or brought up to date; see fastff/optim/rowwise.py.
+// Rows (R, E) of a parameter under AdamW; some are stepped, or brought up to date; see fastff/optim/rows.py.
 struct AdamWRows {
   int64_t R, E, U;
   float *weight, *mean, *square;  // (R, E), the latter AdamW's moments

@@ -1,5 +1,5 @@
 // AdamW of some rows of a parameter, and what they missed while they waited. The definition, with its formulas and what
-// stands behind them, is fastff/optim/rowwise.py.
+// stands behind them, is fastff/optim/rows.py.
 #pragma once
 
 #include <math.h>
