@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastff.train import data as module
 from fastff.train.data import Data, DataError, load_data
+from fastff.train.data import tables as module
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +137,7 @@ def test_the_cache_is_read_and_a_damaged_one_rewritten(tmp_path: Path, monkeypat
     file.write_bytes(file.read_bytes()[:-10])
     second = load_data(name)
     assert [*file.parent.iterdir()] == [file]
-    monkeypatch.setattr(module, "_images", lambda *_: pytest.fail("decoded in spite of the cache"))
+    monkeypatch.setattr(module, "read_images", lambda *_: pytest.fail("decoded in spite of the cache"))
     for data in (second, load_data(name)):
         assert torch.equal(data.train.inputs, first.train.inputs)
         assert torch.equal(data.test.labels, first.test.labels)

@@ -1,0 +1,36 @@
+"""Decoded splits in a file, since decoding images takes longer than reading them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fastff.files import write_atomically
+from fastff.train.data.splits import Split
+
+
+def from_cache(path: Path, splits: Iterable[str]) -> tuple[dict[str, Split], tuple[str, ...]] | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            names = tuple(json.loads(file.metadata()["class_names"]))
+            get = file.get_tensor
+            parts = {split: Split(get(f"{split}.inputs"), get(f"{split}.labels")) for split in splits}
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError):  # absent or damaged: decoded again
+        return None
+    return parts, names
+
+
+def to_cache(path: Path, splits: dict[str, Split], class_names: Sequence[str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {f"{split}.inputs": part.inputs for split, part in splits.items()}
+    tensors |= {f"{split}.labels": part.labels for split, part in splits.items()}
+    names = {"class_names": json.dumps(class_names)}
+    with suppress(OSError, SafetensorError):  # without room for a cache, the data still load
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda p: save_file(tensors, p, names))
