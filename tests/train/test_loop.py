@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fastff.files import lock_folder
 from fastff.nn.usage import collapse_warning
 from fastff.train import Interrupted, TrainConfig, load_data, train
-from fastff.train import loop as loop_module
+from fastff.train.run import Run
 
 SMALL = {"limit": 300, "validation": 60, "epochs": 3, "batch_size": 32}
 
@@ -96,7 +96,7 @@ LEAF_ALONE = config(layer="tree:depth=0,leaf_width=4")  # some of its tensors ha
 def test_an_interrupt_resumes_to_the_same_weights(tmp_path, monkeypatch, resumed, stop_after):
     expected = train(resumed, tmp_path / "whole", quiet=True)
     steps = 0
-    step = loop_module._Run._step
+    step = Run._step
 
     def interrupted_step(self, batch):
         nonlocal steps
@@ -105,7 +105,7 @@ def test_an_interrupt_resumes_to_the_same_weights(tmp_path, monkeypatch, resumed
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, batch)
 
-    monkeypatch.setattr(loop_module._Run, "_step", interrupted_step)
+    monkeypatch.setattr(Run, "_step", interrupted_step)
     with pytest.raises(Interrupted):
         train(resumed, tmp_path / "parts", quiet=True)
     assert not (tmp_path / "parts" / "result.json").exists()
@@ -186,13 +186,13 @@ def test_no_warning_without_collapse():
 
 def test_data_can_be_given_and_are_not_loaded_again(tmp_path, monkeypatch):
     data = load_data("digits", limit=300, validation=60)
-    monkeypatch.setattr(loop_module, "load_data", lambda *a, **k: pytest.fail("loaded again"))
+    monkeypatch.setattr("fastff.train.loop.load_data", lambda *a, **k: pytest.fail("loaded again"))
     assert train(config(epochs=1), tmp_path, quiet=True, data=data)["samples"]["train"] == 240
 
 
 @pytest.mark.parametrize("name", ["progress.json", "model.safetensors", "generators-0.safetensors", "optimizer.bin"])
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(loop_module._Run, "finish", lambda self: {})
+    monkeypatch.setattr(Run, "finish", lambda self: {})
     train(config(epochs=1), tmp_path, quiet=True, checkpoint_seconds=0.0)
     [checkpoint] = (tmp_path / "checkpoints").iterdir()
     (checkpoint / name).write_bytes(b"damaged")
@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch, name):
 
 
 def test_a_checkpoint_of_another_version_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module._Run, "finish", lambda self: {})
+    monkeypatch.setattr(Run, "finish", lambda self: {})
     train(config(epochs=1), tmp_path, quiet=True, checkpoint_seconds=0.0)
     [checkpoint] = (tmp_path / "checkpoints").iterdir()
     progress = json.loads((checkpoint / "progress.json").read_text())
@@ -211,7 +211,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path, monkeypatch):
 
 
 def test_checkpoints_of_an_unknown_run_are_not_taken_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module._Run, "finish", lambda self: {})
+    monkeypatch.setattr(Run, "finish", lambda self: {})
     train(config(epochs=1), tmp_path, quiet=True, checkpoint_seconds=0.0)
     (tmp_path / "config.json").unlink()
     for resume in (False, True):
@@ -221,7 +221,7 @@ def test_checkpoints_of_an_unknown_run_are_not_taken_up(tmp_path, monkeypatch):
 
 def test_the_best_weights_are_part_of_a_checkpoint(tmp_path, monkeypatch):
     """What a later epoch left in the folder before the run was killed does not count."""
-    monkeypatch.setattr(loop_module._Run, "finish", lambda self: {})
+    monkeypatch.setattr(Run, "finish", lambda self: {})
     train(config(epochs=2), tmp_path, quiet=True, checkpoint_seconds=0.0)
     best = {name: t.clone() for name, t in weights(tmp_path).items()}  # the file is mapped into memory
     (tmp_path / "model.safetensors").write_bytes(b"of a later epoch")
