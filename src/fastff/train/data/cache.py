@@ -12,6 +12,7 @@ from fastff.train.data.splits import Split
 
 
 def from_cache(path: Path, splits: Iterable[str]) -> tuple[dict[str, Split], tuple[str, ...]] | None:
+    """These splits and the class names; None if the file is absent or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -19,18 +20,19 @@ def from_cache(path: Path, splits: Iterable[str]) -> tuple[dict[str, Split], tup
             names = tuple(json.loads(file.metadata()["class_names"]))
             get = file.get_tensor
             parts = {split: Split(get(f"{split}.inputs"), get(f"{split}.labels")) for split in splits}
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError):  # absent or damaged: decoded again
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError):
         return None
     return parts, names
 
 
 def to_cache(path: Path, splits: dict[str, Split], class_names: Sequence[str]) -> None:
+    """Write the file, if there is room for it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {f"{split}.inputs": part.inputs for split, part in splits.items()}
     tensors |= {f"{split}.labels": part.labels for split, part in splits.items()}
     names = {"class_names": json.dumps(class_names)}
-    with suppress(OSError, SafetensorError):  # without room for a cache, the data still load
+    with suppress(OSError, SafetensorError):  # the data load without it, too
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda p: save_file(tensors, p, names))

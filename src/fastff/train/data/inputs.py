@@ -18,6 +18,7 @@ def is_image(feature: Any) -> bool:
 
 
 def is_number(kind: Any) -> bool:
+    """Whether an Arrow type is one of numbers, truth values included."""
     from pyarrow import types
 
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
@@ -88,4 +89,5 @@ def read_vectors(table: Any, columns: list[str], where: str) -> Tensor:
 
 
 def arrow(table: Any, column: str) -> Any:
+    """A column of a table as one Arrow array."""
     return table.select_columns(column).with_format("arrow")[:][column].combine_chunks()
