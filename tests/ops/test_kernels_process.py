@@ -12,10 +12,11 @@ import torch
 from fastff.nn import MoE, TreeFeedForward, UltraFFF
 from fastff.ops import instruction_set
 
-pytestmark = [
-    pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels"),
-    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory in use"),
-]
+pytestmark = pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels")
+
+PROCESS = Path("/proc/self")
+asks_for_memory = pytest.mark.skipif(not (PROCESS / "statm").exists(), reason="asks Linux for the memory in use")
+asks_for_threads = pytest.mark.skipif(not (PROCESS / "task").exists(), reason="asks Linux for the threads in use")
 
 
 def script(text: str, timeout: int = 60) -> str:
@@ -145,6 +146,7 @@ assert layer(x[:10]).isfinite().all()
     assert printed.strip() == "raised True"
 
 
+@asks_for_memory
 @pytest.mark.slow
 def test_many_calls_do_not_grow_the_process():
     printed = script(
@@ -180,6 +182,7 @@ print(resident() - before)
     assert int(printed) < 2 * 2**20
 
 
+@asks_for_memory
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("trees", [1, 3])
@@ -202,6 +205,7 @@ print(peak() - before)
     assert int(printed) > output / 2  # it does measure something
 
 
+@asks_for_memory
 @pytest.mark.slow
 def test_training_allocates_nothing_of_the_size_of_tokens_times_neurons():
     T, depth, features, width = 20_000, 11, 16, 2
@@ -217,6 +221,7 @@ print(peak() - before)
     assert int(printed) < 4 * T * neurons / 5  # 98 MB; T x neurons would be 490 MB
 
 
+@asks_for_threads
 def test_a_single_token_starts_no_threads():
     printed = script("""
 layer, x = UltraFFF(64, depth=8).requires_grad_(False), torch.randn(1, 64)
