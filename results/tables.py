@@ -9,10 +9,13 @@ import json
 import math
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 
 from fastff.bench.suites import generate, models
 from fastff.bench.table import duration
+from fastff.hf.finetune.summary import mean_and_error
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus
 
 HERE = Path(__file__).parent
@@ -83,21 +86,24 @@ def decoder_table(summary: dict) -> str:
     points = [row["tokens"] for row in summary["runs"][0]["curve"]]
     shown = sorted({points[len(points) * share // 4 - 1] for share in (1, 2, 4)})
     heads = ["feedforward layer", "neurons", "executed", "share"]
-    heads += [f"loss after {tokens / 1e6:.1f} M tokens" for tokens in shown] + ["training time"]
+    heads += [f"loss after {tokens / 1e6:.1f} M tokens" for tokens in shown] + ["training time", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    layers = summary["layers"]
-    for run in sorted(summary["runs"], key=lambda run: run["validation_loss"]):
-        losses = {row["tokens"]: row["validation_loss"] for row in run["curve"]}
-        share = run["inference_width"] / run["training_width"]
-        cells = [run["title"], count(run["training_width"] // layers), count(run["inference_width"] // layers)]
-        cells += [
-            f"{100 * share:.1f} %",
-            *(f"{losses[tokens]:.3f}" for tokens in shown),
-            f"{run['seconds'] / 60:.0f} min",
-        ]
+    layers, by_title = summary["layers"], defaultdict(list)
+    for run in summary["runs"]:
+        by_title[run["title"]].append(run)
+    for runs in sorted(by_title.values(), key=lambda runs: mean(run["validation_loss"] for run in runs)):
+        neurons, executed = runs[0]["training_width"], runs[0]["inference_width"]
+        losses = [{row["tokens"]: row["validation_loss"] for row in run["curve"]} for run in runs]
+        cells = [runs[0]["title"], count(neurons // layers), count(executed // layers)]
+        cells += [f"{100 * executed / neurons:.1f} %"]
+        cells += [plus_minus(mean_and_error([loss[tokens] for loss in losses]), digits=3) for tokens in shown]
+        cells += [f"{mean(run['seconds'] for run in runs) / 60:.0f} min", str(len(runs))]
         lines.append("| " + " | ".join(cells) + " |")
     versions = summary["runs"][0]["versions"]
-    lines.append(f"\nOne seed; 1 thread; torch {versions['torch']}, transformers {versions['transformers']}.")
+    lines.append(
+        "\nMean ± standard error where there are several seeds; 1 thread; "
+        f"torch {versions['torch']}, transformers {versions['transformers']}."
+    )
     return "\n".join(lines)
 
 
