@@ -15,7 +15,7 @@ from statistics import mean
 
 from fastff.bench.suites import generate, models
 from fastff.bench.table import duration
-from fastff.hf.finetune.summary import mean_and_error
+from fastff.mean_and_error import mean_and_error
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus
 
 HERE = Path(__file__).parent

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from fastff.mean_and_error import mean_and_error
 from fastff.train import Interrupted
 from fastff.train.compare import (
     PRESETS,
@@ -14,7 +15,6 @@ from fastff.train.compare import (
     runs_of,
     with_dense_baselines,
 )
-from fastff.train.compare.summary import mean_and_error
 
 BASE = {"limit": 200, "validation": 40, "epochs": 2, "batch_size": 64, "lr": 5e-3}
 

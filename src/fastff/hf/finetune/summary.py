@@ -1,8 +1,8 @@
 """From the results of runs to the figures of each model."""
 
-import math
-from statistics import mean, stdev
 from typing import Any
+
+from fastff.mean_and_error import mean_and_error
 
 
 def summarise_models(
@@ -29,9 +29,3 @@ def summarise_models(
         kept = figures["accuracy"]["mean"] / first if first else None
         rows.append({**fact, **figures, "accuracy_kept": kept, "inference_seconds": inference_seconds[label]})
     return rows
-
-
-def mean_and_error(values: list[float]) -> dict[str, Any]:
-    """Mean and standard error of the mean (None for a single value)."""
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": mean(values), "error": error, "values": values}

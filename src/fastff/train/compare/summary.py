@@ -1,8 +1,8 @@
 """From the results of single runs to the rows of a comparison: means, standard errors, and the trial that counts."""
 
-import math
 from typing import Any
 
+from fastff.mean_and_error import mean_and_error
 from fastff.train.compare.comparison import Candidate, Comparison, runs_of
 
 # Of each run; averaged over seeds where it is a number. ETT: epochs to the best figure (P1).
@@ -57,14 +57,6 @@ def summarise(comparison: Comparison, results: dict[str, dict[str, Any]]) -> dic
         "samples": first.get("samples", {}),
         "rows": rows,
     }
-
-
-def mean_and_error(values: list[float]) -> dict[str, Any]:
-    """Mean and standard error of the mean (None for a single value)."""
-    n = len(values)
-    mean = sum(values) / n
-    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-    return {"mean": mean, "error": error, "values": values}
 
 
 def _row(candidate: Candidate, trials: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
