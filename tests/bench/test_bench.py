@@ -44,6 +44,8 @@ def test_every_suite_measures_every_candidate(suite, tmp_path):
         settings = replace(TINY, out_features=16, layers=1)
     if suite == "gpu":  # whose grouped products take rows of whole 16 bytes
         settings = replace(TINY, in_features=16, out_features=16)
+    if suite == "given":
+        settings = replace(TINY, given=("dense:width=12", "tree:depth=2,leaf_width=2", "moe:experts=4,expert_width=3"))
     (results,) = run([suite], settings, tmp_path)
     assert results.left_out == []
     groups = SUITES[suite].groups(settings)

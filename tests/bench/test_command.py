@@ -47,9 +47,29 @@ def test_several_suites_warm_and_cold(bench, tmp_path):
         assert "20 tokens, cold" in out
 
 
+def test_layers_of_ones_own_beside_the_first(bench, tmp_path):
+    wide, tree = "dense:width=64", "tree:depth=3,leaf_width=2,trees=2"
+    code, _, err = bench("--layer", wide, "--layer", tree, *TINY)
+    assert (code, err) == (0, "")
+    (written,) = (tmp_path / "runs" / "bench").glob("*.json")  # of no other suite
+    rows = json.loads(written.read_text())["rows"]
+    assert [(r["pass"], r["tokens"]) for r in rows[::2]] == [
+        ("forward", 1),
+        ("forward", 20),
+        ("forward + backward", 20),
+    ]
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert (first["candidate"], first["executed"], first["ratio_to_dense"]) == (wide, 64, 1)
+        assert (second["candidate"], second["width"], second["executed"]) == (tree, 46, 10)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("given",), "suite given needs layers"),
+        (("--layer", "dens:width=3"), "layer must be one of"),
+        (("--layer", "dense:width=0"), "width must be at least 1"),
+        (("--layer", "dense:width=3", "--layer", "dense:width=3"), "layers must differ"),
         (("quikc",), "suite must be one of"),
         (("--tokens", "1,two"), "tokens must be whole numbers"),
         (("--tokens", "0"), "tokens must be at least 1"),

@@ -25,6 +25,10 @@ if not console.is_terminal:
 def bench_command(
     suites: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SUITES)}.", show_default="quick")] = None,
     *,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="Such as tree:depth=4,leaf_width=8; several are compared with the first (suite given)."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the JSON files and plots.")] = Path("runs/bench"),
     tokens: Annotated[
         str | None,
@@ -61,12 +65,14 @@ def bench_command(
         max_width=max_width,
         max_blocks=max_blocks,
         layers=layers,
+        given=tuple(layer or ()),
         seed=seed,
         device=device,
     )
+    chosen = list(dict.fromkeys([*(suites or []), *(["given"] if layer else [])])) or ["quick"]
     try:
         with _progress() as on_progress:
-            run(suites or ["quick"], settings, out, on_progress, _show)
+            run(chosen, settings, out, on_progress, _show)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 

@@ -26,6 +26,7 @@ class Settings:
         max_width: largest training width of the suite `width`.
         max_blocks: most leaves or experts of the suite `blocks`.
         layers: of the models in the suites `models` and `generate`, which have numbers of their own.
+        given: the layers of the suite `given`, each as `fastff.nn.parse_layer` reads it.
         seed: of inputs and weights.
         device: "cpu", or a GPU ("cuda", "xpu"), whose kernels are waited for.
     """
@@ -42,6 +43,7 @@ class Settings:
     max_width: int = 2**16
     max_blocks: int = 2**12
     layers: int | None = None
+    given: tuple[str, ...] = ()
     seed: int = 0
     device: str = "cpu"
 
@@ -54,6 +56,8 @@ class Settings:
         whole_number("max_blocks", self.max_blocks, 2)
         if self.layers is not None:
             whole_number("layers", self.layers, 1)
+        if len(set(self.given)) < len(self.given):
+            raise ValueError(f"layers must differ, got {', '.join(self.given)}")
         if not self.budget > 0:
             raise ValueError(f"budget must be above 0 seconds, got {self.budget}")
         if self.tokens is not None:

@@ -1,6 +1,6 @@
 """What is compared: each suite is a list of groups, whose candidates are measured side by side."""
 
-from fastff.bench.suites import blocks, generate, gpu, inference, models, quick, step, training, width
+from fastff.bench.suites import blocks, generate, given, gpu, inference, models, quick, step, training, width
 from fastff.bench.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -13,6 +13,7 @@ SUITES: dict[str, Suite] = {
     "models": models.SUITE,
     "generate": generate.SUITE,
     "gpu": gpu.SUITE,
+    "given": given.SUITE,
 }
 
 __all__ = ["SUITES", "Suite"]
