@@ -6,27 +6,22 @@ python examples/compare_decoders.py novels.txt --out runs/decoders --tokens 4000
 import argparse
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from fastff.files import write_json
 from fastff.hf.pretrain import PretrainConfig, pretrain
 
-LAYERS = {  # by the names of their folders
-    "tree-8-x-d6-l1": "tree:depth=6,leaf_width=1,trees=8",
-    "tree-8-x-d9-l1": "tree:depth=9,leaf_width=1,trees=8",
-    "tree-24-x-d7-l1": "tree:depth=7,leaf_width=1,trees=24",
-    "dense-6-120": "dense:width=6120,activation=gelu",
-    "dense-1-016": "dense:width=1016,activation=gelu",
-    "dense-256": "dense:width=256,activation=gelu",
-    "dense-192--two-sided": "tree:depth=0,leaf_width=192",  # what 24 trees of depth 7 begin as
-    "dense-56--two-sided": "tree:depth=0,leaf_width=56",
-    "dense-56": "dense:width=56,activation=gelu",
-    "dense-1": "dense:width=1,activation=gelu",  # as good as no feedforward layer
-    "ultrafff-8-x-6": "ultra:depth=6,trees=8",
-    "moe-24-x-16--top-2": "moe:experts=24,expert_width=16,activation=gelu",
-    "moe--no-noise": "moe:experts=24,expert_width=16,activation=gelu,noise=false",
-}
+TREES = ((8, 6), (5, 10), (8, 9), (8, 11), (8, 13), (24, 7))  # how many, of which depth
+LAYERS = [
+    *(f"tree:depth={depth},leaf_width=1,trees={trees}" for trees, depth in TREES),
+    *(f"tree:depth=0,leaf_width={width}" for width in (56, 192)),  # two-sided neurons, no tree
+    *(f"dense:width={width},activation=gelu" for width in (6120, 1016, 256, 56, 1)),  # 1: as good as none
+    "ultra:depth=6,trees=8",
+    "moe:experts=24,expert_width=16,activation=gelu",
+    "moe:experts=24,expert_width=16,activation=gelu,noise=false",
+]
 MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "vocab_size": 2048, "clip": 1.0}
 STEPS: dict[str, Any] = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "weight_decay": 0.1}
 SETTINGS = {**MODEL, **STEPS, "shape": "hidden_size=128,num_hidden_layers=3,num_attention_heads=4"}
@@ -36,23 +31,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="text to learn from")
     parser.add_argument("--out", type=Path, default=Path("runs/decoders"))
-    for name, default in {"tokens": 4_000_000, "lr": 3e-3, "seeds": 1}.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
-    parser.add_argument("--only", nargs="+", choices=LAYERS, default=list(LAYERS))
+    parser.add_argument("--tokens", type=int, default=4_000_000)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all that docs/recipe.md compares")
     given = parser.parse_args()
     found: dict[str, Any] = {"tokens": given.tokens, "lr": given.lr, "layers": 3, "runs": []}
-    for seed, name in itertools.product(range(given.seeds), given.only):
-        own = {"seed": seed, "feedforward": LAYERS[name], "balance": 0.0 if name.startswith("ultra") else 0.01}
+    for seed, layer in itertools.product(given.seeds, given.layers):
+        own = {"seed": seed, "feedforward": layer, "balance": 0.0 if layer.startswith("ultra") else 0.01}
         config = PretrainConfig(data=given.data, tokens=given.tokens, lr=given.lr, **own, **SETTINGS)
-        folder = given.out / f"{name}_{seed}"
+        folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_seed{seed}"
         result = pretrain(config, folder, resume=True)
         metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         shown = ("tokens", "seconds", "validation_loss")
         curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]
-        found["runs"].append({"title": name, "layer": LAYERS[name], "seed": seed, **result, "curve": curve})
+        found["runs"].append({"layer": layer, "seed": seed, **result, "curve": curve})
         write_json(given.out / "decoders.json", found)
     for run in sorted(found["runs"], key=lambda run: run["validation_loss"]):
-        print(f"{run['title']:20} validation loss {run['validation_loss']:.4f}, {run['seconds']:.0f} s")
+        loss, seconds = run["validation_loss"], run["seconds"]
+        print(f"{run['layer']:60} seed {run['seed']}: validation loss {loss:.4f}, {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -86,18 +86,21 @@ def decoder_table(summary: dict) -> str:
     points = [row["tokens"] for row in summary["runs"][0]["curve"]]
     shown = sorted({points[len(points) * share // 4 - 1] for share in (1, 2, 4)})
     heads = ["feedforward layer", "neurons", "executed", "share"]
-    heads += [f"loss after {tokens / 1e6:.1f} M tokens" for tokens in shown] + ["training time", "seeds"]
+    heads += [f"loss after {tokens / 1e6:.1f} M tokens" for tokens in shown]
+    heads += ["effective leaves", "training time", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    layers, by_title = summary["layers"], defaultdict(list)
+    layers, by_layer = summary["layers"], defaultdict(list)
     for run in summary["runs"]:
-        by_title[run["title"]].append(run)
-    for runs in sorted(by_title.values(), key=lambda runs: mean(run["validation_loss"] for run in runs)):
+        by_layer[run["layer"]].append(run)
+    for runs in sorted(by_layer.values(), key=lambda runs: mean(run["validation_loss"] for run in runs)):
         neurons, executed = runs[0]["training_width"], runs[0]["inference_width"]
         losses = [{row["tokens"]: row["validation_loss"] for row in run["curve"]} for run in runs]
-        cells = [runs[0]["title"], count(neurons // layers), count(executed // layers)]
+        cells = [runs[0]["layer"], count(neurons // layers), count(executed // layers)]
         cells += [f"{100 * executed / neurons:.1f} %"]
         cells += [plus_minus(mean_and_error([loss[tokens] for loss in losses]), digits=3) for tokens in shown]
-        cells += [f"{mean(run['seconds'] for run in runs) / 60:.0f} min", str(len(runs))]
+        routed = [layer for run in runs for layer in run.get("layers", {}).values() if layer["leaves"] > 1]
+        used = f"{mean(layer['effective_leaves'] for layer in routed):.0f} of {routed[0]['leaves']}" if routed else ""
+        cells += [used, f"{mean(run['seconds'] for run in runs) / 60:.0f} min", str(len(runs))]
         lines.append("| " + " | ".join(cells) + " |")
     versions = summary["runs"][0]["versions"]
     lines.append(

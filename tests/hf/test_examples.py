@@ -1,6 +1,7 @@
 """The scripts of examples/, run as a user would, on little."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from fastff.hf.text import train_tokenizer
+from fastff.nn import build_layer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -62,11 +64,17 @@ def test_train_decoder(tmp_path: Path) -> None:
 def test_compare_decoders(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"It was the night number {n}, and the wind was cold." for n in range(20_000)))
-    arguments = (text, "--out", tmp_path / "out", "--tokens", "20000")
+    layers = ["tree:depth=2,leaf_width=1,trees=2", "dense:width=8", "ultra:depth=2"]
+    arguments = (text, "--out", tmp_path / "out", "--tokens", "20000", "--seeds", "0", "3", "--layers", *layers)
     out = run("compare_decoders.py", *arguments)
-    lines = [line for line in out.splitlines() if " validation loss " in line]
+    shown = [line.split()[0] for line in out.splitlines() if " validation loss " in line and line[:4] != "step"]
     runs = json.loads((tmp_path / "out" / "decoders.json").read_text())["runs"]
-    assert len(runs) == 13
-    assert {r["title"] for r in runs} == {line[:20].strip() for line in lines if not line.startswith("step")}
+    assert [(r["seed"], r["layer"]) for r in runs] == [(seed, layer) for seed in (0, 3) for layer in layers]
+    assert sorted(shown) == sorted(2 * layers)
     assert all(r["curve"][-1]["validation_loss"] == r["validation_loss"] for r in runs)
     assert run("compare_decoders.py", *arguments)  # finished: shown again
+
+
+def test_the_decoders_compared_by_default_are_layers() -> None:
+    layers = runpy.run_path(str(EXAMPLES / "compare_decoders.py"))["LAYERS"]
+    assert len({build_layer(layer, 8, device="meta").training_width for layer in layers}) > 8
