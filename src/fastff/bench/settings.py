@@ -85,4 +85,5 @@ class Settings:
         return self.trees * (self.depth + 1)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is read back from JSON, which has lists for tuples."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
