@@ -33,19 +33,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/decoders"))
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--grow", type=float, default=0.4, help="share of the steps in which trees grow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all that docs/recipe.md compares")
     given = parser.parse_args()
     found: dict[str, Any] = {"tokens": given.tokens, "lr": given.lr, "layers": 3, "runs": []}
     for seed, layer in itertools.product(given.seeds, given.layers):
         own = {"seed": seed, "feedforward": layer, "balance": 0.0 if layer.startswith("ultra") else 0.01}
-        config = PretrainConfig(data=given.data, tokens=given.tokens, lr=given.lr, **own, **SETTINGS)
+        config = PretrainConfig(data=given.data, tokens=given.tokens, lr=given.lr, grow=given.grow, **own, **SETTINGS)
         folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_seed{seed}"
         result = pretrain(config, folder, resume=True)
         metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         shown = ("tokens", "seconds", "validation_loss")
         curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]
-        found["runs"].append({"layer": layer, "seed": seed, **result, "curve": curve})
+        found["runs"].append({"layer": layer, "seed": seed, "grow": given.grow, **result, "curve": curve})
         write_json(given.out / "decoders.json", found)
     for run in sorted(found["runs"], key=lambda run: run["validation_loss"]):
         loss, seconds = run["validation_loss"], run["seconds"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastff.bench import Settings
-from fastff.bench.check import DisagreementError, check_output
+from fastff.bench.check import DisagreementError, check_gradients, check_output
 from fastff.bench.opponents import GatherBmm, Int8, LinearPair
 from fastff.bench.suites.blocks import SUITE as BLOCKS
 from fastff.bench.suites.inference import SUITE as INFERENCE
@@ -116,3 +116,10 @@ def test_the_check_forgives_a_decision_within_rounding_alone():
         y[8] = -y[8]
         with pytest.raises(DisagreementError):
             check_output(candidate, module, [x], [y])
+
+
+def test_rows_within_rounding_of_a_decision_are_left_out_of_the_gradients(monkeypatch):
+    candidate = tree(SETTINGS, 2, 3, "exact")
+    batches = [(torch.randn(5, 16), torch.randn(5, 12))]
+    monkeypatch.setattr("fastff.bench.check._clear", lambda layer, x, dtype: torch.arange(len(x)) > 0)
+    check_gradients(candidate, candidate.build(training=True), batches)

@@ -36,4 +36,4 @@ def _candidate(s: Settings, text: str, *, base: bool) -> LayerCandidate:
     )
 
 
-SUITE = Suite("the layers given", groups)
+SUITE = Suite("layers of your own, side by side", groups)
