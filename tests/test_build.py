@@ -54,7 +54,7 @@ def test_holds_no_path_of_this_machine(extension: str) -> None:
     assert re.findall(r"\((?:RPATH|RUNPATH)\).*", readelf("--dynamic", extension)) == []
 
 
-@pytest.mark.skipif(not list(BUILD.glob("*/CMakeCache.txt")), reason="there is no build folder")
+@pytest.mark.skipif(not list(BUILD.glob("*/CMakeCache.txt")), reason="build/ holds no build of the extension")
 def test_kernels_of_one_instruction_set_stand_in_for_no_other(extension: str) -> None:
     """Of a weak function the linker keeps any one copy, perhaps the one for AVX-512, unless its name has the set."""
     shared = set()

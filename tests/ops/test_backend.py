@@ -39,7 +39,7 @@ def test_without_the_extension_the_reference_runs_and_says_so_once():
     subprocess.run([sys.executable, "-c", WITHOUT], check=True)
 
 
-@pytest.mark.skipif(backend.extension is None, reason="the extension is not built")
+@pytest.mark.skipif(backend.extension is None, reason="this installation lacks the compiled kernels")
 def test_the_backend_follows_device_and_dtype():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert backend_of(torch.empty(1, dtype=dtype)) == "cpu"
@@ -59,7 +59,7 @@ def test_an_unknown_backend_raises():
         pass
 
 
-@pytest.mark.skipif(backend.extension is None, reason="the extension is not built")
+@pytest.mark.skipif(backend.extension is None, reason="this installation lacks the compiled kernels")
 def test_nothing_is_said_where_the_extension_is_there():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

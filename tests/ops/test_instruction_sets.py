@@ -22,7 +22,7 @@ def run(cap: str, *command: str) -> subprocess.CompletedProcess[str]:
 
 def check(cap: str, *options: str) -> None:
     if BEST not in SETS or SETS.index(cap) > SETS.index(BEST):
-        pytest.skip(f"this processor has {BEST} at most")
+        pytest.skip(f"the best instruction set that runs here is {BEST}")
     files = [str(Path(__file__).with_name(name)) for name in ("test_kernels.py", "test_kernels_bits.py")]
     result = run(cap, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *options, *files)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
