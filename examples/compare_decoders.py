@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/decoders"))
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--grow", type=float, default=0.4, help="share of the steps in which trees grow")
+    parser.add_argument("--grow", type=float, default=PretrainConfig.grow, help="share of steps in which trees grow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all that docs/recipe.md compares")
     given = parser.parse_args()

@@ -15,6 +15,7 @@ from statistics import mean
 
 from fastff.bench.suites import generate, models
 from fastff.bench.table import duration
+from fastff.hf.pretrain import PretrainConfig
 from fastff.mean_and_error import mean_and_error
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus
 
@@ -92,12 +93,11 @@ def decoder_table(summary: dict) -> str:
     layers, by_layer = summary["layers"], defaultdict(list)
     for run in summary["runs"]:
         by_layer[run["layer"], run["grow"]].append(run)
-    usual = summary["runs"][0]["grow"]
     for runs in sorted(by_layer.values(), key=lambda runs: mean(run["validation_loss"] for run in runs)):
         neurons, executed = runs[0]["training_width"], runs[0]["inference_width"]
         losses = [{row["tokens"]: row["validation_loss"] for row in run["curve"]} for run in runs]
-        other = "" if runs[0]["grow"] == usual else f", grow {runs[0]['grow']}"
-        cells = [runs[0]["layer"] + other, count(neurons // layers), count(executed // layers)]
+        growth = "" if runs[0]["grow"] == PretrainConfig.grow else f", grow {runs[0]['grow']}"
+        cells = [runs[0]["layer"] + growth, count(neurons // layers), count(executed // layers)]
         cells += [f"{100 * executed / neurons:.1f} %"]
         cells += [plus_minus(mean_and_error([loss[tokens] for loss in losses]), digits=3) for tokens in shown]
         routed = [layer for run in runs for layer in run.get("layers", {}).values() if layer["leaves"] > 1]

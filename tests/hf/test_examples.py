@@ -64,7 +64,11 @@ def test_train_decoder(tmp_path: Path) -> None:
 def test_compare_decoders(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"It was the night number {n}, and the wind was cold." for n in range(20_000)))
-    layers = ["tree:depth=2,leaf_width=1,trees=2", "dense:width=8", "ultra:depth=2"]
+    every = runpy.run_path(str(EXAMPLES / "compare_decoders.py"))["LAYERS"]
+    widths = {layer: build_layer(layer, 128, device="meta").training_width for layer in every}
+    assert len(widths) == len(every) == 16
+    layers = [layer for layer in every if widths[layer] < 32_000]  # the two above write gigabytes
+    assert len(layers) == 14
     arguments = (text, "--out", tmp_path / "out", "--tokens", "20000", "--seeds", "0", "3", "--layers", *layers)
     out = run("compare_decoders.py", *arguments)
     shown = [line.split()[0] for line in out.splitlines() if " validation loss " in line and line[:4] != "step"]
@@ -73,8 +77,3 @@ def test_compare_decoders(tmp_path: Path) -> None:
     assert sorted(shown) == sorted(2 * layers)
     assert all(r["curve"][-1]["validation_loss"] == r["validation_loss"] for r in runs)
     assert run("compare_decoders.py", *arguments)  # finished: shown again
-
-
-def test_the_decoders_compared_by_default_are_layers() -> None:
-    layers = runpy.run_path(str(EXAMPLES / "compare_decoders.py"))["LAYERS"]
-    assert len({build_layer(layer, 8, device="meta").training_width for layer in layers}) > 8

@@ -69,7 +69,7 @@ def bench_command(
         seed=seed,
         device=device,
     )
-    chosen = list(dict.fromkeys([*(suites or []), *(["given"] if layer else [])])) or ["quick"]
+    chosen = [*(suites or []), "given"] if layer else suites or ["quick"]
     try:
         with _progress() as on_progress:
             run(chosen, settings, out, on_progress, _show)

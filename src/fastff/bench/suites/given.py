@@ -11,7 +11,7 @@ TOKENS = (1, 128, 2048)
 
 
 def groups(s: Settings) -> list[Group]:
-    """Inference at all token counts, training from 128 on.
+    """Inference at all token counts, training at those above one.
 
     Raises:
         ValueError: no layer is given, or what is given is none.
