@@ -135,5 +135,5 @@ def autocasts_input(x: Tensor) -> bool:
     if not isinstance(x, Tensor):
         return False
     device_type = "cpu" if x.is_cpu else x.device.type  # asking for the device is slow
-    available = device_type == "cpu" or torch.amp.is_autocast_available(device_type)  # not on the meta device
-    return available and torch.is_autocast_enabled(device_type) and x.dtype != torch.float64
+    # the meta device knows no autocast
+    return not x.is_meta and torch.is_autocast_enabled(device_type) and x.dtype != torch.float64

@@ -24,10 +24,11 @@ def cmm_in(x_TI: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> Tensor:
         return x_TI.new_zeros(T, S, W)
     row_R, bag_R = _rows_and_bags(index_TS, W)
     starts_T = torch.arange(0, T * S * W, S * W, device=x_TI.device)
+    dtype = torch.float32 if x_TI.is_cuda and x_TI.dtype == torch.bfloat16 else x_TI.dtype  # CUDA's knows no bfloat16
     product_R = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        x_TI.contiguous(), weight_BWI.reshape(-1, I), row_R, starts_T, bag_R, SUM
+        x_TI.contiguous().to(dtype), weight_BWI.reshape(-1, I).to(dtype), row_R, starts_T, bag_R, SUM
     )
-    return product_R.view(T, S, W)
+    return product_R.view(T, S, W).to(x_TI.dtype)
 
 
 def cmm_out(a_TSW: Tensor, weight_BWI: Tensor, index_TS: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.checks import check_choice, check_tensor
-from fastff.ops.triton.blocks import Blocks, Rows, multiply, outer, spread
-from fastff.ops.triton.config import config
+from fastff.ops.triton.blocks import Blocks, Rows, gains, hidden_neurons, outer, spread
 from fastff.ops.triton.group import sort_slots
 from fastff.ops.triton.kernels.columns import LEAVES
 from fastff.ops.triton.kernels.learn import learn_path
@@ -62,7 +61,7 @@ def indexed(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
     if y.numel():
         with on_device(x):
             blocks = e.blocks()
-            multiply(blocks, e.x, e.w1, hidden, LEAVES, width=e.W, bias=e.b1)
+            hidden_neurons(blocks, e.x, e.w1, e.b1, hidden)
             leaves = Rows(hidden, e.w2, 1)
             spread(blocks, y, None, leaves, activation=activation, bias=e.b2, mask=e.mask, gate=e.gate)
     return y, hidden if keep_hidden else hidden[:0]
@@ -83,15 +82,14 @@ def indexed_backward(grad_y: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, .
             blocks = e.blocks()
             kept = hidden if e.mask is None else e.mask
             gain, bias_gain = torch.empty_like(hidden), hidden.new_empty(T, S, 1)
-            multiply(blocks, grad_y, e.w2, gain, LEAVES, width=W)
-            multiply(blocks, grad_y, e.b2, bias_gain, LEAVES)
+            gains(blocks, grad_y, None, Rows(hidden, e.w2, 1), e.b2, (gain, gain, bias_gain))
             factor, amplitude = torch.empty_like(hidden), torch.empty_like(hidden)
             learn_path[triton.cdiv(T * S, SMALLEST),](
                 *(hidden, gain, hidden, gain, kept, bias_gain, gain, e.index, gain),
                 *(factor, amplitude, factor, amplitude, T * S),
                 **{"DEPTH": 0, "WIDTH": W, "NODE_SIDES": 0, "LEAF_SIDES": 1, "ACTIVATION": activation},
                 **{"GRADIENT": 0, "MASKED": e.mask is not None, "GIVEN": False},
-                **{"BT": SMALLEST, "P": 1, "C": columns(W), **config().options},
+                **{"BT": SMALLEST, "P": 1, "C": columns(W)},
             )
             if wanted[5]:
                 grads[5] = ((amplitude * gain).sum(-1) + bias_gain.squeeze(-1)).to(x.dtype)

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from fastff.ops.checks import check_choice, check_tensor, tree_depth
 from fastff.ops.tree.checks import check_count, check_tree
-from fastff.ops.tree.plan import Plan
-from fastff.ops.triton.blocks import Blocks, Rows, multiply, outer, spread
+from fastff.ops.tree.plan import NEURONS, Plan
+from fastff.ops.triton.blocks import Blocks, Rows, gains, hidden_neurons, outer, spread
 from fastff.ops.triton.config import config
 from fastff.ops.triton.group import Groups, alone, are_few, by_tree, sort_slots
-from fastff.ops.triton.kernels.columns import ANCESTORS, LEAVES, NODES
+from fastff.ops.triton.kernels.columns import LEAVES, NODES
 from fastff.ops.triton.kernels.descend import descend_block
 from fastff.ops.triton.kernels.learn import learn_path
 from fastff.ops.triton.kernels.walk import walk_block, walk_leaves
-from fastff.ops.triton.launch import SMALLEST, columns, on_device
+from fastff.ops.triton.launch import SMALLEST, columns, on_device, rows_of_tile
 
 SAMPLED, EXACT = 2, 3  # of GRADIENTS
 
@@ -88,16 +88,21 @@ def _forward(tree: _Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 groups[level] = alone(T * K, leaf) if are_few(T * K) else tree.sort(level, leaf)
             return groups[level]
 
+        reached = False  # whether hidden neurons come with the logits
         for first, levels in plan.blocks:
             here = groups_at(first)
+            reached = first == plan.first and 0 < tree.W << levels <= NEURONS
+            sizes = config().gains if reached else config().products
             descend_block[here.launches,](
-                *(x, tree.node_weight, tree.node_bias, here.tiles, here.order, logits, leaf, here.slots, K, x.shape[1]),
-                **{"FIRST": first, "LEVELS": levels, "DEPTH": D, "ORDER": here.kind},
-                **{"BT": config().tile, "C": columns(1 << levels), "BI": config().features, **config().options},
+                *(x, tree.node_weight, tree.node_bias, *((tree.w1, tree.b1) if reached else (x, x))),
+                *(here.tiles, here.order, logits, leaf, hidden, here.slots, K, x.shape[1]),
+                **{"FIRST": first, "LEVELS": levels, "DEPTH": D, "WIDTH": tree.W if reached else 0},
+                **{"BT": config().tile, "C": columns(1 << levels), "CL": rows_of_tile(tree.W << levels)},
+                **{"BI": sizes.features(x.dtype), "ORDER": here.kind, **sizes.options},
             )
         blocks = tree.blocks(plan.first, plan.last, groups_at(plan.first), leaf)
-        if tree.W:
-            multiply(blocks, x, tree.w1, hidden, LEAVES, width=tree.W, bias=tree.b1)
+        if tree.W and not reached:
+            hidden_neurons(blocks, x, tree.w1, tree.b1, hidden)
         nodes = Rows(logits, tree.node_out, tree.node_sides) if tree.node_sides else None
         leaves = Rows(hidden, tree.w2, tree.leaf_sides) if tree.W else None
         spread(blocks, y, nodes, leaves, activation=tree.activation, bias=tree.b2, mask=tree.mask)
@@ -191,12 +196,9 @@ def _learn(call: _Call, last: Blocks, groups: dict[int, Groups]) -> tuple[Tensor
     tree, logits, hidden = call.tree, call.logits, call.hidden
     T, K, D, W = tree.T, tree.K, tree.D, tree.W
     gain, leaf_gain, bias_gain = torch.empty_like(logits), torch.empty_like(hidden), logits.new_empty(T, K, 1)
-    if tree.node_out is not None:
-        for kind in (NODES, ANCESTORS):
-            multiply(last, call.grad_y, tree.node_out, gain, kind, sides=tree.node_sides, logits=logits)
-    if W:
-        multiply(last, call.grad_y, tree.w2, leaf_gain, LEAVES, width=W, sides=tree.leaf_sides, logits=hidden)
-        multiply(last, call.grad_y, tree.b2, bias_gain, LEAVES)
+    nodes = Rows(logits, tree.node_out, tree.node_sides) if tree.node_sides and D else None
+    leaves = Rows(hidden, tree.w2, tree.leaf_sides) if W else None
+    gains(last, call.grad_y, nodes, leaves, tree.b2, (gain, leaf_gain, bias_gain))
     gradient = call.gradient if D else 0
     other = _walk(call, groups) if gradient in (SAMPLED, EXACT) else gain
     made = tuple(torch.empty_like(t) for t in (logits, logits, hidden, hidden))
@@ -207,7 +209,7 @@ def _learn(call: _Call, last: Blocks, groups: dict[int, Groups]) -> tuple[Tensor
         **{"DEPTH": D, "WIDTH": W, "NODE_SIDES": tree.node_sides, "LEAF_SIDES": tree.leaf_sides},
         **{"ACTIVATION": tree.activation, "GRADIENT": gradient, "MASKED": tree.mask is not None},
         **{"GIVEN": call.grad_logits is not None, "BT": SMALLEST, "P": triton.next_power_of_2(max(D, 1))},
-        **{"C": columns(W), **config().options},
+        **{"C": columns(W)},
     )
     return made
 
@@ -228,7 +230,8 @@ def _walk(call: _Call, groups: dict[int, Groups]) -> Tensor:
             *(place, call.leaf, levels, worth, end, here.slots, K, I, O),
             **{"FIRST": first, "LEVELS": count, "DEPTH": D, "SIDES": tree.node_sides, "BEGIN": begin},
             **{"ACTIVATION": tree.activation, "WALKERS": walkers, "DRAWN": drawn, "ORDER": here.kind},
-            **{"BT": config().tile, "C": columns(1 << count), "BI": config().features, **config().options},
+            **{"BT": config().tile, "C": columns(1 << count), "BI": config().gains.features(tree.x.dtype)},
+            **config().gains.options,
         )
 
     for first, count in tree.plan.blocks:
@@ -248,8 +251,8 @@ def _walk(call: _Call, groups: dict[int, Groups]) -> Tensor:
                 "BT": config().tile,
                 "C": columns(neurons),
                 "CB": columns(1 << count),
-                "BI": config().features,
-                **config().options,
+                "BI": config().gains.features(tree.x.dtype),
+                **config().gains.options,
             },
         )
     return worth

@@ -1,4 +1,4 @@
-"""The three products with blocks, on tensors: along each slot's way, summed over it, and its outer products."""
+"""The products with blocks, on tensors: along each slot's way, summed over it, and its outer products."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,18 @@ import torch
 import triton
 from torch import Tensor
 
-from fastff.ops.activation import activation_code
 from fastff.ops.triton.config import config
 from fastff.ops.triton.group import Groups
-from fastff.ops.triton.kernels.columns import ANCESTORS, LEAVES, NODES
-from fastff.ops.triton.kernels.outer import outer_block
-from fastff.ops.triton.kernels.product import multiply_block
+from fastff.ops.triton.kernels.columns import ANCESTORS, AS_IT_IS, LEAVES, NODES
+from fastff.ops.triton.kernels.outer import add_splits, outer_block
+from fastff.ops.triton.kernels.product import gain_block, hidden_block
 from fastff.ops.triton.kernels.spread import add_parts, spread_block
-from fastff.ops.triton.launch import SMALLEST, columns
+from fastff.ops.triton.launch import SMALLEST, columns, entries_of_tile, rows_of_tile
 
-SHARE = 1024  # slots whose part of a weight's gradient one program sums, where a group is all tokens
+SHARE = 512  # slots whose part of a weight's gradient one program sums, where a group is all tokens
+PROGRAMS = 1024  # that keep a GPU busy: where tiles are fewer, each one's output is divided
+MOST_LEAF_COLUMNS = 128  # whose factors a program keeps
+MOST_SUMMED = 8192  # numbers that a program adds up at a time
 
 
 class Blocks(NamedTuple):
@@ -48,34 +50,6 @@ class Blocks(NamedTuple):
         return {"FIRST": self.first, "LEVELS": self.levels, "DEPTH": self.depth}
 
 
-def multiply(
-    blocks: Blocks,
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    kind: int,
-    *,
-    width: int = 1,
-    sides: int = 1,
-    logits: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> None:
-    """out (tokens, trees, entries): x (tokens, features) times the rows of a kind on each slot's way, plus bias.
-
-    Of the two rows of a two-sided neuron the one of the side of its logit, of the shape of `out`.
-    """
-    groups, number = blocks.groups, blocks.columns(kind, width, sides)
-    if not number:
-        return
-    C = columns(number)
-    multiply_block[groups.launches, triton.cdiv(number, C)](
-        *(x, weight, weight if bias is None else bias, groups.tiles, groups.order, blocks.way),
-        *(out if logits is None else logits, out, groups.slots, blocks.trees, x.shape[1], out.shape[-1]),
-        **{**blocks.constants, "KIND": kind, "WIDTH": width, "SIDES": sides, "BIAS": bias is not None},
-        **{"BT": config().tile, "C": C, "BI": config().features, "ORDER": groups.kind, **config().options},
-    )
-
-
 class Rows(NamedTuple):
     """Rows to be summed: factor (tokens, trees, entries), weight, how many rows a neuron has."""
 
@@ -84,13 +58,54 @@ class Rows(NamedTuple):
     sides: int
 
 
+def hidden_neurons(blocks: Blocks, x: Tensor, w1: Tensor, b1: Tensor, hidden: Tensor) -> None:
+    """hidden (tokens, trees, width): x (tokens, features) times the rows of each slot's leaf, plus their biases."""
+    groups, width = blocks.groups, hidden.shape[-1]
+    number = blocks.columns(LEAVES, width, 1)
+    C = columns(number)
+    hidden_block[groups.launches, triton.cdiv(number, C)](
+        *(x, w1, b1, groups.tiles, groups.order, blocks.way, hidden, groups.slots, blocks.trees, x.shape[1]),
+        **{**blocks.constants, "WIDTH": width, "BT": config().tile, "C": C, "ORDER": groups.kind},
+        **{"BI": config().products.features(x.dtype), **config().products.options},
+    )
+
+
+def gains(
+    blocks: Blocks,
+    grad_y: Tensor,
+    nodes: Rows | None,
+    leaves: Rows | None,
+    bias: Tensor | None,
+    found: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """What grad_y (tokens, features) gains by the output rows of the nodes and the leaf on each slot's way and by the
+    leaf's bias, into `found`: (tokens, trees, levels), (tokens, trees, width) and (tokens, trees, 1).
+
+    The factors of the rows are logits, whose sign says which of two rows of a neuron counts.
+    """
+    groups, O = blocks.groups, grad_y.shape[1]
+    width = 0 if leaves is None else leaves.factor.shape[-1]
+    node_sides, leaf_sides = (0 if rows is None else rows.sides for rows in (nodes, leaves))
+    neurons = blocks.columns(LEAVES, width, leaf_sides)
+    CL = columns(neurons)
+    nodes, leaves = nodes or Rows(found[0], grad_y, 0), leaves or Rows(found[1], grad_y, 0)
+    gain_block[groups.launches, max(1, triton.cdiv(neurons, CL))](
+        *(grad_y, nodes.weight, leaves.weight, grad_y if bias is None else bias, groups.tiles, groups.order),
+        *(blocks.way, nodes.factor, leaves.factor, *found, groups.slots, blocks.trees, O),
+        **{**blocks.constants, "WIDTH": width, "NODE_SIDES": node_sides, "LEAF_SIDES": leaf_sides},
+        **{"ABOVE": rows_of_tile(blocks.first), "CN": rows_of_tile(blocks.columns(NODES, 1, node_sides))},
+        **{"CL": CL, "CB": rows_of_tile(1 << blocks.levels), "BT": config().tile, "ORDER": groups.kind},
+        **{"BI": config().gains.features(grad_y.dtype), **config().gains.options},
+    )
+
+
 def spread(
     blocks: Blocks,
     y: Tensor,
     nodes: Rows | None,
     leaves: Rows | None,
     *,
-    activation: int = activation_code("identity"),
+    activation: int = AS_IT_IS,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     gate: Tensor | None = None,
@@ -104,21 +119,23 @@ def spread(
     in_nodes, in_leaves = blocks.columns(NODES, 1, node_sides), blocks.columns(LEAVES, width, leaf_sides)
     nodes, leaves = nodes or Rows(y, y, 0), leaves or Rows(y, y, 0)
     parts = y if K == 1 and gate is None else y.new_empty(T, K, O, dtype=torch.float32)
-    spread_block[groups.launches, triton.cdiv(O, config().features)](
+    BO = config().sums.features(parts.dtype if parts is not y else y.dtype)
+    chunks = triton.cdiv(O, BO)
+    share = triton.cdiv(chunks, max(1, PROGRAMS // groups.launches)) * BO
+    spread_block[groups.launches, triton.cdiv(O, share)](
         *(nodes.factor, nodes.weight, leaves.factor, y if mask is None else mask, leaves.weight),
-        *(y if bias is None else bias, groups.tiles, groups.order, blocks.way, parts, groups.slots, K, O),
+        *(y if bias is None else bias, groups.tiles, groups.order, blocks.way, parts, groups.slots, K, O, share),
         **{**blocks.constants, "WIDTH": width, "NODE_SIDES": node_sides, "LEAF_SIDES": leaf_sides},
         **{"ACTIVATION": activation, "GATED": mask is not None, "BIAS": bias is not None},
-        **{"ABOVE": max(SMALLEST, triton.next_power_of_2(blocks.first)) if blocks.first else 0},
-        **{"NODE_COLUMNS": in_nodes, "LEAF_COLUMNS": in_leaves, "C": columns(max(in_nodes, in_leaves))},
-        **{"BT": config().tile, "BO": config().features, "ORDER": groups.kind, **config().options},
+        **{"ABOVE": rows_of_tile(blocks.first) if blocks.first else 0, "CN": rows_of_tile(in_nodes)},
+        **{"NODE_ENTRIES": entries_of_tile(blocks.levels), "LEAF_ENTRIES": entries_of_tile(width)},
+        **{"LEAF_COLUMNS": in_leaves, "CL": min(MOST_LEAF_COLUMNS, rows_of_tile(in_leaves))},
+        **{"BT": config().tile, "BO": BO, "ORDER": groups.kind, **config().sums.options},
     )
     if parts is not y:
-        grid = triton.cdiv(T, SMALLEST), triton.cdiv(O, config().features)
+        grid = triton.cdiv(T, SMALLEST), triton.cdiv(O, BO)
         gated = gate is not None
-        add_parts[grid](
-            parts, gate if gated else y, y, T, K, O, GATED=gated, BT=SMALLEST, BO=config().features, **config().options
-        )
+        add_parts[grid](parts, gate if gated else y, y, T, K, O, GATED=gated, BT=SMALLEST, BO=BO)
 
 
 def outer(
@@ -145,7 +162,8 @@ def outer(
         target = grad.new_empty(split, blocks.number * number, features, dtype=torch.float32)
         target_bias = None if bias is None else grad.new_empty(split, blocks.number * number, dtype=torch.float32)
     C = columns(number)
-    outer_block[blocks.number * split, triton.cdiv(number, C), triton.cdiv(features, config().features)](
+    BI = config().outers.features(x.dtype)
+    outer_block[blocks.number * split, triton.cdiv(number, C), triton.cdiv(features, BI)](
         *(factor, factor if logits is None else logits, x, groups.bounds, groups.order, blocks.way, target),
         *(target if target_bias is None else target_bias, groups.slots, blocks.number * number),
         *(blocks.trees, features, factor.shape[-1]),
@@ -156,16 +174,15 @@ def outer(
             "ORDER": groups.kind,
             "BT": config().tile,
             "C": C,
-            "BI": config().features,
-            **config().options,
+            "BI": BI,
+            "ENTRIES": entries_of_tile(blocks.levels if kind == NODES else width),
+            **config().outers.options,
         },
     )
     if split > 1:
-        _add_up(target, grad, kind, blocks.levels)
-        if bias is not None and target_bias is not None:
-            _add_up(target_bias, bias, kind, blocks.levels)
-
-
-def _add_up(parts: Tensor, grad: Tensor, kind: int, levels: int) -> None:
-    own = grad[:, : (1 << levels) - 1] if kind == NODES else grad
-    own.copy_(parts.sum(0).view(own.shape))
+        rows, BI = blocks.number * number, MOST_SUMMED // triton.next_power_of_2(split)
+        add_splits[rows, triton.cdiv(features, BI)](
+            *(target, grad, grad if target_bias is None else target_bias, grad if bias is None else bias),
+            *(number, grad.numel() // (blocks.trees * features), rows, features, split),
+            **{"BIAS": bias is not None, "P": triton.next_power_of_2(split), "BI": BI},
+        )

@@ -5,6 +5,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Sizes of the launches of one kind.
+
+    Attributes:
+        row: bytes of a row that a tile takes at a time.
+        warps: of a program.
+        stages: of loads under way while a program multiplies.
+    """
+
+    row: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Of the launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+    def features(self, dtype: torch.dtype) -> int:
+        """As many as `row` holds."""
+        return self.row // dtype.itemsize
+
 
 @dataclass(frozen=True)
 class Config:
@@ -12,24 +38,21 @@ class Config:
 
     Attributes:
         tile: slots that are multiplied at a time.
-        features: of inputs or outputs that a tile takes at a time.
-        columns: of a block, likewise.
+        columns: of a block, likewise, where it has more.
         levels: of a block of nodes at most; 6 are 63 nodes.
-        warps: of a program.
-        stages: of loads under way while a program multiplies.
+        products: tokens times rows.
+        gains: likewise, of several kinds of rows at once.
+        sums: of rows times factors.
+        outers: sums over slots of factors times tokens.
     """
 
     tile: int = 64
-    features: int = 64
     columns: int = 64
     levels: int = 6
-    warps: int = 4
-    stages: int = 3
-
-    @property
-    def options(self) -> dict[str, int]:
-        """Of every launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+    products: Launch = Launch(row=256, warps=4, stages=3)
+    gains: Launch = Launch(row=128, warps=4, stages=3)
+    sums: Launch = Launch(row=128, warps=4, stages=3)
+    outers: Launch = Launch(row=256, warps=4, stages=3)
 
 
 _config = Config()

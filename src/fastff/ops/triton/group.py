@@ -11,8 +11,9 @@ from fastff.ops.triton.kernels.columns import ALONE, BY_TREE, SORTED
 from fastff.ops.triton.kernels.sort import count_keys, divide_groups, order_keys
 
 FEW = 256  # up to so many slots each has its own tile: sorting them would take longer
-CHUNK = 128  # slots of which one program finds the ranks, by comparing all pairs
-COUNTS = 4096  # of chunks and groups that are added up at a time
+ROUND = 64  # slots of which one program finds the ranks at a time, by comparing all pairs
+CHUNKS, DIVIDED = 256, 16  # of which the shares are found at a time, and of how many groups
+MOST_COUNTS = 1 << 20  # of chunks and groups: a chunk takes several rounds where there would be more
 
 
 class Groups(NamedTuple):
@@ -74,23 +75,23 @@ def sort_slots(
         every: whether all walkers count, or those that set out above the level.
     """
     slots = place.numel()
-    chunks = triton.cdiv(slots, CHUNK)
+    rounds = triton.cdiv(slots * groups, ROUND * MOST_COUNTS)
+    chunks = triton.cdiv(slots, ROUND * rounds)
     most = slots if every or levels is not None else slots // walkers * min(level, walkers)
     launches = min(
         most, triton.cdiv(most, config().tile) + groups
     )  # a bound: the true number would have to be waited for
-    counts = place.new_zeros(chunks, groups, dtype=torch.int32)
-    tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in ((launches, 3), (slots,)))
+    shapes = ((chunks, groups), (groups,), (launches, 3), (slots,))
+    counts, sizes, tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in shapes)
     bounds = place.new_empty(groups + 1)
-    keys = {"LEVEL": level, "BELOW": below, "WALKERS": walkers, "DRAWN": levels is not None, "ALL": every}
+    options = {"LEVEL": level, "BELOW": below, "WALKERS": walkers, "DRAWN": levels is not None, "ALL": every}
+    options |= {"ROUND": ROUND, "BG": min(1024, triton.next_power_of_2(groups))}
     levels = place if levels is None else levels
-    count_keys[chunks,](place, levels, counts, slots, trees, groups, **keys, CHUNK=CHUNK, **config().options)
-    BG = min(1024, triton.next_power_of_2(groups))
-    BC = min(COUNTS // BG, triton.next_power_of_2(chunks))
-    divide_groups[1,](
-        counts, bounds, tiles, chunks, groups, launches, BT=config().tile, BC=BC, BG=BG, **config().options
-    )
+    count_keys[chunks,](place, levels, counts, slots, trees, groups, rounds, **options)
+    divide_groups[triton.cdiv(groups, DIVIDED),](counts, sizes, chunks, groups, BC=CHUNKS, BG=DIVIDED)
     order_keys[chunks,](
-        place, levels, counts, bounds, order, slots, trees, groups, **keys, CHUNK=CHUNK, **config().options
+        *(place, levels, counts, sizes, bounds, tiles, order, slots, trees, groups, rounds, launches),
+        **options,
+        BT=config().tile,
     )
     return Groups(SORTED, tiles, order, bounds, launches, slots)

@@ -20,10 +20,12 @@ import triton.language as tl
 
 NODES, LEAVES, ANCESTORS = 0, 1, 2
 BY_TREE, ALONE, SORTED = 0, 1, 2  # which slots a tile holds: the next tokens of a tree, one slot, a part of a group
+AS_IT_IS = -1  # in place of an activation
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 _NODES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(ANCESTORS)
 _BY_TREE, _ALONE = tl.constexpr(BY_TREE), tl.constexpr(ALONE)
+_AS_IT_IS = tl.constexpr(AS_IT_IS)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
@@ -98,11 +100,73 @@ def read_columns(
 
 
 @triton.jit
+def place_factors(
+    factor, gate, sign, slot, here, way, group, column, entries,
+    KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    SIDES: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr, P: tl.constexpr,
+):
+    """(BT, C) float32: what each slot's way (BT,) through the block multiplies the rows of columns (C,) by, 0 off it.
+
+    That is the amplitude of factor (slots, entries), times gate if GATED; of a two-sided neuron it belongs to the row
+    of the side of its `sign`, of the shape of `factor`. P: a power of two, at least the block's entries of a slot if
+    these are few: they are read once, and each column takes its own from shared memory.
+    """
+    _, entry, side, exists, position, shift = read_columns(column, group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES)
+    there = here[:, None] & exists[None, :]
+    if KIND != _ANCESTORS:
+        there &= (way[:, None] >> shift[None, :]) == position[None, :]
+    if KIND == _ANCESTORS or P == 0:
+        at = slot[:, None] * entries + entry[None, :]
+        a = _read_factors(factor, gate, sign, at, there, SIDES, ACTIVATION, GATED)
+    else:
+        first: tl.constexpr = FIRST if KIND == _NODES else 0
+        number: tl.constexpr = LEVELS if KIND == _NODES else WIDTH
+        e = tl.arange(0, P)
+        at = slot[:, None] * entries + (first + e)[None, :]
+        a = _read_factors(factor, gate, sign, at, here[:, None] & (e < number)[None, :], SIDES, ACTIVATION, GATED)
+        own = tl.minimum(entry - first, P - 1)[None, :] + tl.zeros([slot.shape[0], column.shape[0]], tl.int32)
+        a = tl.gather(a, own, 1)
+    if SIDES == 2:
+        a = tl.where((a >= 0) == (side[None, :] == 1), tl.abs(a), 0.0)
+    return tl.where(there, a, 0.0)
+
+
+@triton.jit
+def _read_factors(
+    factor, gate, sign, at, there, SIDES: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr
+):
+    """Amplitudes, of two-sided neurons with their sign."""
+    a = tl.load(factor + at, mask=there, other=0.0)
+    if SIDES == 2:
+        a = tl.abs(a)
+    elif ACTIVATION != _AS_IT_IS:
+        a = activate(a, ACTIVATION)
+    if GATED:
+        a *= tl.load(gate + at, mask=there, other=0.0).to(tl.float32)
+    if SIDES == 2:
+        a = tl.where(tl.load(sign + at, mask=there, other=0.0) >= 0, a, -a)
+    return a
+
+
+@triton.jit
 def multiply(a, b, total):
     """total + a @ b, summed in float32."""
     if _INTERPRETED:  # whose products know no bfloat16
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def read_features(x, token, here, i, features):
+    """(BT, BI): the features i (BI,) of tokens (BT,) of x (T, features)."""
+    return tl.load(x + token[:, None] * features + i[None, :], mask=here[:, None] & (i < features)[None, :], other=0.0)
+
+
+@triton.jit
+def read_rows(weight, row, exists, i, features):
+    """(BI, C): the features i (BI,) of rows (C,) of weight (rows, features)."""
+    there = exists[None, :] & (i < features)[:, None]
+    return tl.load(weight + row[None, :] * features + i[:, None], mask=there, other=0.0)
 
 
 @triton.jit
@@ -113,11 +177,27 @@ def tokens_times_rows(
     total = tl.zeros([BT, C], tl.float32)
     for start in range(0, features, BI):
         i = start + tl.arange(0, BI)
-        inside = i < features
-        a = tl.load(x + token[:, None] * features + i[None, :], mask=here[:, None] & inside[None, :], other=0.0)
-        b = tl.load(weight + row[None, :] * features + i[:, None], mask=exists[None, :] & inside[:, None], other=0.0)
-        total = multiply(a, b, total)
+        total = multiply(
+            read_features(x, token, here, i, features), read_rows(weight, row, exists, i, features), total
+        )
     return total
+
+
+@triton.jit
+def store_own(
+    out, product, sign, slot, here, way, group, column, entries,
+    KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    SIDES: tl.constexpr,
+):
+    """Of products (BT, C) those of the columns on each slot's way, to out (slots, entries); of two rows of a neuron
+    that of the side of its `sign`, of the shape of `out`.
+    """
+    _, entry, side, exists, position, shift = read_columns(column, group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES)
+    own = here[:, None] & exists[None, :] & ((way[:, None] >> shift[None, :]) == position[None, :])
+    place = slot[:, None] * entries + entry[None, :]
+    if SIDES == 2:
+        own &= (tl.load(sign + place, mask=own, other=0.0) >= 0) == (side[None, :] == 1)
+    tl.store(out + place, product, mask=own)
 
 
 @triton.jit
@@ -162,13 +242,3 @@ def respond(z, SIDES: tl.constexpr, ACTIVATION: tl.constexpr):
     else:
         a, d = activate(z, ACTIVATION), slope(z, ACTIVATION)
     return a, d
-
-
-@triton.jit
-def amplitude(z, side, SIDES: tl.constexpr, ACTIVATION: tl.constexpr):
-    """What a neuron multiplies its output row by: relu(-z), relu(z) for the sides of a two-sided one."""
-    if SIDES == 2:
-        a = tl.where((z >= 0) == (side == 1), tl.abs(z), 0.0)
-    else:
-        a = activate(z, ACTIVATION)
-    return a

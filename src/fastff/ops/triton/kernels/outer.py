@@ -3,20 +3,20 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.kernels.columns import BY_TREE, multiply, read_columns
+from fastff.ops.triton.kernels.columns import AS_IT_IS, BY_TREE, multiply, place_factors, read_columns
 
-_BY_TREE = tl.constexpr(BY_TREE)
+_AS_IT_IS, _BY_TREE = tl.constexpr(AS_IT_IS), tl.constexpr(BY_TREE)
 
 
 @triton.jit
 def outer_block(
-    factor, logits, x, bounds, order, leaf, grad, grad_bias, count, rows, trees, features, entries,
+    factor, sign, x, bounds, order, leaf, grad, grad_bias, count, rows, trees, features, entries,
     KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
     SIDES: tl.constexpr, KEPT: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr, BT: tl.constexpr,
-    C: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
+    C: tl.constexpr, BI: tl.constexpr, ENTRIES: tl.constexpr, ORDER: tl.constexpr,
 ):
     """grad (SPLIT, rows, features) and grad_bias (SPLIT, rows), each part over its share of the group's slots; of a
-    two-sided neuron the row of the side of its logit. KEPT: levels of the trees that `grad` holds.
+    two-sided neuron the row of the side of its sign. KEPT: levels of the trees that `grad` holds.
     """
     group = tl.program_id(0) // SPLIT
     part = tl.program_id(0) % SPLIT
@@ -29,7 +29,7 @@ def outer_block(
     first = first + part * share
     end = tl.minimum(end, first + share)
     column = tl.program_id(1) * C + tl.arange(0, C)
-    row, entry, side, exists, position, shift = read_columns(column, group, KIND, FIRST, LEVELS, KEPT, WIDTH, SIDES)
+    row, _, _, exists, _, _ = read_columns(column, group, KIND, FIRST, LEVELS, KEPT, WIDTH, SIDES)
     i = tl.program_id(2) * BI + tl.arange(0, BI)
     inside = i < features
     total = tl.zeros([C, BI], tl.float32)
@@ -38,21 +38,19 @@ def outer_block(
         place = start + tl.arange(0, BT)
         here = place < end
         if ORDER == _BY_TREE:
-            slot = place.to(tl.int64) * trees + group
+            slot = tl.minimum(place, end - 1).to(tl.int64) * trees + group
         else:
             slot = tl.load(order + place, mask=here, other=0).to(tl.int64)
         way = (tl.load(leaf + slot, mask=here, other=0) >> below).to(tl.int32) & ((1 << LEVELS) - 1)
-        chosen = here[None, :] & exists[:, None] & ((way[None, :] >> shift[:, None]) == position[:, None])
-        at = slot[None, :] * entries + entry[:, None]
-        if SIDES == 2:
-            z = tl.load(logits + at, mask=chosen, other=0.0)
-            chosen = chosen & ((z >= 0) == (side[:, None] == 1))
-        a = tl.load(factor + at, mask=chosen, other=0.0)
+        a = place_factors(
+            factor, factor, sign, slot, here, way, group, column, entries,
+            KIND, FIRST, LEVELS, KEPT, WIDTH, SIDES, _AS_IT_IS, False, ENTRIES,
+        )
         tokens = tl.load(
             x + (slot // trees)[:, None] * features + i[None, :], mask=here[:, None] & inside[None, :], other=0.0
         )
-        total = multiply(a.to(tokens.dtype), tokens, total)
-        sums += tl.sum(a, 1)
+        total = multiply(tl.trans(a).to(tokens.dtype), tokens, total)
+        sums += tl.sum(a, 0)
     row += part.to(tl.int64) * rows
     tl.store(
         grad + row[:, None] * features + i[None, :], total.to(grad.dtype.element_ty),
@@ -61,3 +59,25 @@ def outer_block(
     if BIAS:
         if tl.program_id(2) == 0:
             tl.store(grad_bias + row, sums.to(grad_bias.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def add_splits(
+    parts, grad, parts_bias, grad_bias, of_tree, rows_of_tree, rows, features, split,
+    BIAS: tl.constexpr, P: tl.constexpr, BI: tl.constexpr,
+):
+    """Sum parts (split, rows, features), `of_tree` rows of each tree, into the first rows of each tree of grad (trees,
+    rows_of_tree, features), and parts_bias (split, rows) into grad_bias. P: split, rounded up to a power of two.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    target = row // of_tree * rows_of_tree + row % of_tree
+    p = tl.arange(0, P)
+    i = tl.program_id(1) * BI + tl.arange(0, BI)
+    place = p.to(tl.int64) * rows + row
+    there = (p < split)[:, None] & (i < features)[None, :]
+    own = tl.load(parts + place[:, None] * features + i[None, :], mask=there, other=0.0)
+    tl.store(grad + target * features + i, tl.sum(own, 0).to(grad.dtype.element_ty), mask=i < features)
+    if BIAS:
+        if tl.program_id(1) == 0:
+            own_bias = tl.load(parts_bias + place, mask=p < split, other=0.0)
+            tl.store(grad_bias + target, tl.sum(own_bias, 0).to(grad_bias.dtype.element_ty))

@@ -30,68 +30,86 @@ def _read_keys(
 
 @triton.jit
 def count_keys(
-    place, levels, counts, slots, trees, groups,
+    place, levels, counts, slots, trees, groups, rounds,
     LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
-    CHUNK: tl.constexpr,
+    ROUND: tl.constexpr, BG: tl.constexpr,
 ):
-    """Add to counts (chunks, groups) int32 the entries of each chunk in each group."""
-    number = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    key, here = _read_keys(place, levels, number, slots, trees, groups, LEVEL, BELOW, WALKERS, DRAWN, ALL)
-    tl.atomic_add(counts + tl.program_id(0).to(tl.int64) * groups + key, 1, mask=here)
+    """counts (chunks, groups) int32: the entries of each chunk, of `rounds` times ROUND, in each group."""
+    chunk = tl.program_id(0)
+    own = counts + chunk.to(tl.int64) * groups
+    for start in range(0, groups, BG):
+        g = start + tl.arange(0, BG)
+        tl.store(own + g, tl.zeros([BG], tl.int32), mask=g < groups)
+    tl.debug_barrier()
+    for r in range(rounds):
+        number = (chunk * rounds + r) * ROUND + tl.arange(0, ROUND)
+        key, here = _read_keys(place, levels, number, slots, trees, groups, LEVEL, BELOW, WALKERS, DRAWN, ALL)
+        tl.atomic_add(own + key, 1, mask=here)
 
 
 @triton.jit
-def divide_groups(
-    counts, bounds, tiles, chunks, groups, most,
-    BT: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr,
-):
-    """Turn counts (chunks, groups) into where a chunk's share of a group begins, relative to the group; set bounds
-    (groups + 1,) and tiles (most, 3). One program.
+def divide_groups(counts, sizes, chunks, groups, BC: tl.constexpr, BG: tl.constexpr):
+    """Turn counts (chunks, groups) into where a chunk's share of a group begins, relative to the group; set sizes
+    (groups,) int32.
     """
-    c = tl.arange(0, BC)
-    place = 0  # in the order of slots
-    tile = 0
+    g = tl.program_id(0) * BG + tl.arange(0, BG)
+    total = tl.zeros([BG], tl.int32)
+    for first in range(0, chunks, BC):
+        c = first + tl.arange(0, BC)
+        at = c[:, None].to(tl.int64) * groups + g[None, :]
+        there = (c < chunks)[:, None] & (g < groups)[None, :]
+        count = tl.load(counts + at, mask=there, other=0)
+        tl.store(counts + at, total[None, :] + tl.cumsum(count, 0) - count, mask=there)
+        total += tl.sum(count, 0)
+    tl.store(sizes + g, total, mask=g < groups)
+
+
+@triton.jit
+def order_keys(
+    place, levels, begins, sizes, bounds, tiles, order, slots, trees, groups, rounds, most,
+    LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
+    ROUND: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr,
+):
+    """order (entries,) int32: the entries by group, within one in their own order; bounds (groups + 1,) int64 and tiles
+    (most, 3) int32 of the groups, of which each program writes some.
+    """
+    chunk, chunks = tl.program_id(0), tl.num_programs(0)
+    own_begins = begins + chunk.to(tl.int64) * groups
+    entries = 0
+    used = 0
     for start in range(0, groups, BG):
         g = start + tl.arange(0, BG)
-        sizes = tl.zeros([BG], tl.int32)
-        for first in range(0, chunks, BC):
-            at = (first + c)[:, None].to(tl.int64) * groups + g[None, :]
-            there = (first + c < chunks)[:, None] & (g < groups)[None, :]
-            count = tl.load(counts + at, mask=there, other=0)
-            tl.store(counts + at, sizes[None, :] + tl.cumsum(count, 0) - count, mask=there)
-            sizes += tl.sum(count, 0)
-        begin = place + tl.cumsum(sizes, 0) - sizes
-        tl.store(bounds + g, begin.to(tl.int64), mask=g < groups)
-        own = (sizes + BT - 1) // BT
-        first_tile = tile + tl.cumsum(own, 0) - own
-        for i in range(tl.max(own, 0)):
-            at = tiles + 3 * (first_tile + i)
-            tl.store(at, g, mask=i < own)
-            tl.store(at + 1, begin + i * BT, mask=i < own)
-            tl.store(at + 2, begin + sizes, mask=i < own)
-        place += tl.sum(sizes, 0)
-        tile += tl.sum(own, 0)
-    tl.store(bounds + groups, place)
-    for start in range(tile, most, BG):
+        size = tl.load(sizes + g, mask=g < groups, other=0)
+        begin = entries + tl.cumsum(size, 0) - size
+        tl.store(own_begins + g, begin + tl.load(own_begins + g, mask=g < groups, other=0), mask=g < groups)
+        if chunk == 0:
+            tl.store(bounds + g, begin.to(tl.int64), mask=g < groups)
+        of_group = (size + BT - 1) // BT
+        first = used + tl.cumsum(of_group, 0) - of_group
+        mine = tl.where(g % chunks == chunk, of_group, 0)
+        for i in range(tl.max(mine, 0)):
+            at = tiles + 3 * (first + i)
+            tl.store(at, g, mask=i < mine)
+            tl.store(at + 1, begin + i * BT, mask=i < mine)
+            tl.store(at + 2, begin + size, mask=i < mine)
+        entries += tl.sum(size, 0)
+        used += tl.sum(of_group, 0)
+    if chunk == 0:
+        tl.store(bounds + groups, entries)
+    for start in range(used + chunk * BG, most, chunks * BG):
         number = start + tl.arange(0, BG)
         at = tiles + 3 * number
         tl.store(at, number * 0 - 1, mask=number < most)
         tl.store(at + 1, number * 0, mask=number < most)
         tl.store(at + 2, number * 0, mask=number < most)
-
-
-@triton.jit
-def order_keys(
-    place, levels, begins, bounds, order, slots, trees, groups,
-    LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """order (entries,) int32: the entries by group, within one in their own order."""
-    i = tl.arange(0, CHUNK)
-    number = tl.program_id(0) * CHUNK + i
-    key, here = _read_keys(place, levels, number, slots, trees, groups, LEVEL, BELOW, WALKERS, DRAWN, ALL)
-    equal = (key[:, None] == key[None, :]) & here[None, :] & (i[None, :] < i[:, None])
-    rank = tl.sum(equal.to(tl.int32), 1)
-    begin = tl.load(begins + tl.program_id(0).to(tl.int64) * groups + key, mask=here, other=0)
-    at = tl.load(bounds + key, mask=here, other=0) + begin + rank
-    tl.store(order + at, number, mask=here)
+    i = tl.arange(0, ROUND)
+    for r in range(rounds):
+        tl.debug_barrier()  # what this program has written of `begins`
+        number = (chunk * rounds + r) * ROUND + i
+        key, here = _read_keys(place, levels, number, slots, trees, groups, LEVEL, BELOW, WALKERS, DRAWN, ALL)
+        equal = (key[:, None] == key[None, :]) & here[None, :] & (i[None, :] < i[:, None])
+        rank = tl.sum(equal.to(tl.int32), 1)
+        tl.store(order + tl.load(own_begins + key, mask=here, other=0) + rank, number, mask=here)
+        if r + 1 < rounds:
+            tl.debug_barrier()
+            tl.atomic_add(own_begins + key, 1, mask=here)

@@ -8,7 +8,17 @@ child to which the node's own decision leads, from the bottom up, for all nodes 
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.kernels.columns import LEAVES, NODES, activate, read_columns, read_tile, tokens_times_rows
+from fastff.ops.triton.kernels.columns import (
+    LEAVES,
+    NODES,
+    activate,
+    multiply,
+    read_columns,
+    read_features,
+    read_rows,
+    read_tile,
+    tokens_times_rows,
+)
 
 _NODES, _LEAVES = tl.constexpr(NODES), tl.constexpr(LEAVES)
 
@@ -94,10 +104,10 @@ def walk_leaves(
         return
     token = number // WALKERS // trees
     way = tl.load(place + number, mask=here, other=0).to(tl.int32) & ((1 << LEVELS) - 1)
-    column = tl.arange(0, CB)
-    row, _, _, exists, position, _ = read_columns(column, group, _LEAVES, FIRST, LEVELS, DEPTH, 1, 1)
-    gain = tokens_times_rows(grad_y, token, here, b2, row, exists, out_features, BT, CB, BI)
-    gained = tl.sum(tl.where(exists[None, :] & (way[:, None] == position[None, :]), gain, 0.0), 1)
+    child = tl.arange(0, CB)
+    bias_row, _, _, is_leaf, number_of_leaf, _ = read_columns(child, group, _LEAVES, FIRST, LEVELS, DEPTH, 1, 1)
+    gain = tokens_times_rows(grad_y, token, here, b2, bias_row, is_leaf, out_features, BT, CB, BI)
+    gained = tl.sum(tl.where(is_leaf[None, :] & (way[:, None] == number_of_leaf[None, :]), gain, 0.0), 1)
     for start in range(0, COLUMNS, C):
         column = start + tl.arange(0, C)
         row, _, _, exists, position, _ = read_columns(column, group, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, 1)
@@ -118,8 +128,13 @@ def _gain(
         gain = tokens_times_rows(grad_y, token, here, weight, row, exists, features, BT, C, BI)
         own = activate(z, ACTIVATION) * gain
     elif SIDES == 2:
-        left = tokens_times_rows(grad_y, token, here, weight, 2 * row, exists, features, BT, C, BI)
-        right = tokens_times_rows(grad_y, token, here, weight, 2 * row + 1, exists, features, BT, C, BI)
+        left = tl.zeros([BT, C], tl.float32)
+        right = tl.zeros([BT, C], tl.float32)
+        for start in range(0, features, BI):
+            i = start + tl.arange(0, BI)
+            g = read_features(grad_y, token, here, i, features)
+            left = multiply(g, read_rows(weight, 2 * row, exists, i, features), left)
+            right = multiply(g, read_rows(weight, 2 * row + 1, exists, i, features), right)
         own = tl.abs(z) * tl.where(z >= 0, right, left)
     else:
         own = tl.zeros([BT, C], tl.float32)
