@@ -21,6 +21,7 @@ from fastff.ops.tree.plan import Plan
 from fastff.ops.triton.config import config, use_config
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from fastff.ops.tree import triton as tree
 from fastff.ops.triton import group
 
 sort_slots = group.sort_slots
@@ -65,6 +66,18 @@ def test_slots_of_one_group_and_of_many_groups():
     assert_sorted(sort_slots(outside, 5), outside.flatten(), 5)
 
 
+def test_many_slots_are_sorted_in_rounds_and_shares_are_found_apart(monkeypatch):
+    """As tens of thousands are."""
+    place = torch.randint(100, (1000, 1))
+    for name, value in (("FEW_COUNTS", 0), ("MOST_CHUNKS", 3), ("CHUNKS", 2)):
+        monkeypatch.setattr(group, name, value)
+        assert_sorted(sort_slots(place, 100), place.flatten(), 100)
+    monkeypatch.setattr(group, "MOST_GROUPS", 32)
+    assert_sorted(sort_slots(place, 100), place.flatten(), 100)
+    monkeypatch.setattr(group, "FEW_COUNTS", 10**6)
+    assert_sorted(sort_slots(place, 100), place.flatten(), 100)
+
+
 def test_walkers_are_sorted_once_they_have_set_out():
     T, K, depth, level = 50, 2, 5, 3
     place = torch.randint(1 << depth, (T, K, depth))
@@ -82,7 +95,7 @@ def test_walkers_are_sorted_once_they_have_set_out():
 @pytest.mark.parametrize("depth", range(17))
 @pytest.mark.parametrize("width", [0, 1, 3, 32, 100])
 def test_a_plan_covers_the_tree(depth, width):
-    made = Plan(depth, width)
+    made = Plan(depth, width, config().levels)
     levels = [first + i for first, count in made.blocks for i in range(count)]
     assert levels == list(range(depth))
     assert all(1 <= count <= config().levels for _, count in made.blocks)
@@ -98,6 +111,7 @@ def test_a_plan_covers_the_tree(depth, width):
         ((70, 33, 34, 1, 3, 3, 2), torch.float32),
         ((40, 64, 9, 2, 3, 0, 1), torch.bfloat16),
         ((70, 5, 130, 2, 0, 2, 0), torch.float16),
+        ((40, 9, 8, 1, 3, 40, 2), torch.float32),
     ],
     ids=str,
 )
@@ -113,7 +127,7 @@ def test_a_row_does_not_depend_on_the_rows_around_it(monkeypatch, tree_arguments
     T = len(x)
     expected = run(every)
     for few in (0, 10**6):
-        monkeypatch.setattr(group, "FEW", few)
+        monkeypatch.setattr(tree, "FEW", few)
         for rows in (every, slice(3, 4), torch.randint(T, (T + 20,))):
             for found, e in zip(run(rows), expected, strict=True):
                 assert torch.equal(found, e[rows])
@@ -264,4 +278,13 @@ def test_kernels_compile(tmp_path, target):
     assert result.returncode == 0, result.stderr[-3000:]
     made = {line.split()[0] for line in result.stdout.splitlines()}
     kernels = {"descend_block", "gain_block", "spread_block", "outer_block", "learn_path", "walk_block"}
-    assert made >= kernels | {"walk_leaves", "count_keys", "divide_groups", "order_keys", "add_parts", "add_splits"}
+    assert made >= kernels | {
+        "walk_leaves",
+        "count_keys",
+        "divide_groups",
+        "order_keys",
+        "add_parts",
+        "add_splits",
+        "pass_alone",
+        "hidden_block",
+    }

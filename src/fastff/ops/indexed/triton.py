@@ -3,16 +3,15 @@
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.checks import check_choice, check_tensor
 from fastff.ops.triton.blocks import Blocks, Rows, gains, hidden_neurons, outer, spread
 from fastff.ops.triton.group import sort_slots
-from fastff.ops.triton.kernels.columns import LEAVES
+from fastff.ops.triton.kernels.columns import LEAVES, SMALLEST
 from fastff.ops.triton.kernels.learn import learn_path
-from fastff.ops.triton.launch import SMALLEST, columns, on_device
+from fastff.ops.triton.launch import columns, divided, on_device
 
 
 class _Experts:
@@ -84,7 +83,7 @@ def indexed_backward(grad_y: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, .
             gain, bias_gain = torch.empty_like(hidden), hidden.new_empty(T, S, 1)
             gains(blocks, grad_y, None, Rows(hidden, e.w2, 1), e.b2, (gain, gain, bias_gain))
             factor, amplitude = torch.empty_like(hidden), torch.empty_like(hidden)
-            learn_path[triton.cdiv(T * S, SMALLEST),](
+            learn_path[divided(T * S, SMALLEST),](
                 *(hidden, gain, hidden, gain, kept, bias_gain, gain, e.index, gain),
                 *(factor, amplitude, factor, amplitude, T * S),
                 **{"DEPTH": 0, "WIDTH": W, "NODE_SIDES": 0, "LEAF_SIDES": 1, "ACTIVATION": activation},

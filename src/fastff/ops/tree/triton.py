@@ -9,22 +9,34 @@ slot is a row of products of fixed shape, whatever the others are.
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from fastff.ops.checks import check_choice, check_tensor, tree_depth
 from fastff.ops.tree.checks import check_count, check_tree
-from fastff.ops.tree.plan import NEURONS, Plan
-from fastff.ops.triton.blocks import Blocks, Rows, gains, hidden_neurons, outer, spread
+from fastff.ops.tree.plan import plan_of
+from fastff.ops.triton.blocks import (
+    Blocks,
+    Rows,
+    add_trees,
+    gains,
+    hidden_neurons,
+    outer,
+    spread,
+    sum_constants,
+    with_base,
+)
 from fastff.ops.triton.config import config
-from fastff.ops.triton.group import Groups, alone, are_few, by_tree, sort_slots
-from fastff.ops.triton.kernels.columns import LEAVES, NODES
+from fastff.ops.triton.group import Groups, by_tree, sort_slots
+from fastff.ops.triton.kernels.alone import pass_alone
+from fastff.ops.triton.kernels.columns import LEAVES, NODES, SMALLEST
 from fastff.ops.triton.kernels.descend import descend_block
 from fastff.ops.triton.kernels.learn import learn_path
 from fastff.ops.triton.kernels.walk import walk_block, walk_leaves
-from fastff.ops.triton.launch import SMALLEST, columns, on_device, rows_of_tile
+from fastff.ops.triton.launch import columns, divided, entries_of_tile, on_device, power_of_two, rows_of_tile
 
 SAMPLED, EXACT = 2, 3  # of GRADIENTS
+FEW = 256  # slots
+BUSY = 128  # programs that keep a GPU busy where each one's time is that of its way
 
 
 class _Tree:
@@ -36,14 +48,15 @@ class _Tree:
         whole: list[Any] = [None if t is None else t.contiguous() for t in weights]
         self.node_weight, self.node_bias, self.node_out, *leaves = whole[:7]
         if whole[7] is not None:
-            leaves = [own + shared for own, shared in zip(leaves, whole[7:], strict=True)]
+            with on_device(x):
+                leaves = with_base(leaves, whole[7:])
         self.w1, self.b1, self.w2, self.b2 = leaves
         self.T, self.K = x.shape[0], self.node_weight.shape[0]
         self.D = tree_depth(self.node_weight.shape[1])
         self.W = 0 if self.w1 is None else self.w1.shape[2]
         self.node_sides = 0 if self.node_out is None else 1 if self.node_out.dim() == 3 else self.node_out.shape[2]
         self.leaf_sides = 0 if self.w2 is None else 2 if self.w2.dim() == 5 else 1
-        self.plan = Plan(self.D, self.W)
+        self.plan = plan_of(self.D, self.W, config().levels)
 
     @property
     def out_features(self) -> int:
@@ -80,33 +93,52 @@ def _forward(tree: _Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     hidden = x.new_empty(T, K, tree.W, dtype=torch.float32)
     if T == 0:
         return y, logits, leaf, hidden
+    nodes = Rows(logits, tree.node_out, tree.node_sides) if tree.node_sides else None
+    leaves = Rows(hidden, tree.w2, tree.leaf_sides) if tree.W else None
     with on_device(x):
+        if T * K <= FEW:
+            _pass_alone(tree, logits, leaf, hidden, nodes, leaves, y)
+            return y, logits, leaf, hidden
         groups = {0: by_tree(T, K, leaf)}
-
-        def groups_at(level: int) -> Groups:
-            if level not in groups:
-                groups[level] = alone(T * K, leaf) if are_few(T * K) else tree.sort(level, leaf)
-            return groups[level]
-
-        reached = False  # whether hidden neurons come with the logits
         for first, levels in plan.blocks:
-            here = groups_at(first)
-            reached = first == plan.first and 0 < tree.W << levels <= NEURONS
+            here = groups[first] = groups.get(first) or tree.sort(first, leaf)
+            reached = plan.reaches and first == plan.first
             sizes = config().gains if reached else config().products
             descend_block[here.launches,](
                 *(x, tree.node_weight, tree.node_bias, *((tree.w1, tree.b1) if reached else (x, x))),
                 *(here.tiles, here.order, logits, leaf, hidden, here.slots, K, x.shape[1]),
                 **{"FIRST": first, "LEVELS": levels, "DEPTH": D, "WIDTH": tree.W if reached else 0},
-                **{"BT": config().tile, "C": columns(1 << levels), "CL": rows_of_tile(tree.W << levels)},
-                **{"BI": sizes.features(x.dtype), "ORDER": here.kind, **sizes.options},
+                **{"P": entries_of_tile(tree.W), "C": columns(1 << levels), "CL": rows_of_tile(tree.W << levels)},
+                **{"BT": config().tile, "BI": sizes.features(x.dtype), "ORDER": here.kind, **sizes.options},
             )
-        blocks = tree.blocks(plan.first, plan.last, groups_at(plan.first), leaf)
-        if tree.W and not reached:
-            hidden_neurons(blocks, x, tree.w1, tree.b1, hidden)
-        nodes = Rows(logits, tree.node_out, tree.node_sides) if tree.node_sides else None
-        leaves = Rows(hidden, tree.w2, tree.leaf_sides) if tree.W else None
-        spread(blocks, y, nodes, leaves, activation=tree.activation, bias=tree.b2, mask=tree.mask)
+        last = tree.blocks(plan.first, plan.last, groups.get(plan.first) or tree.sort(plan.first, leaf), leaf)
+        if tree.W and not plan.reaches:
+            hidden_neurons(last, x, tree.w1, tree.b1, hidden)
+        spread(last, y, nodes, leaves, activation=tree.activation, bias=tree.b2, mask=tree.mask)
     return y, logits, leaf, hidden
+
+
+def _pass_alone(
+    tree: _Tree, logits: Tensor, leaf: Tensor, hidden: Tensor, nodes: Rows | None, leaves: Rows | None, y: Tensor
+) -> None:
+    """The forward of a few slots, in one kernel: sorting them would take longer than reading rows for each alone."""
+    x, T, K, W, plan = tree.x, tree.T, tree.K, tree.W, tree.plan
+    last = tree.blocks(plan.first, plan.last, by_tree(T, K, leaf), leaf)
+    masked = tree.mask is not None
+    constants = sum_constants(last, nodes, leaves, tree.activation, masked=masked, bias=tree.b2 is not None)
+    parts = y if K == 1 else y.new_empty(T, K, y.shape[1], dtype=torch.float32)
+    BO, most = config().sums.features(x.dtype), max((levels for _, levels in plan.blocks), default=0)
+    share = divided(divided(y.shape[1], BO), max(1, BUSY // (T * K))) * BO
+    sizes = config().alone if constants["LEAF_COLUMNS"] <= constants["CL"] else config().products
+    weights = (tree.node_weight, tree.node_bias, tree.node_out, tree.w1, tree.b1, tree.w2, tree.b2, tree.mask)
+    pass_alone[T * K, divided(y.shape[1], share)](
+        *(x, *(x if t is None else t for t in weights), logits, leaf, hidden, parts, K, x.shape[1], y.shape[1], share),
+        **{**last.constants, **constants, "BLOCKS": tuple(plan.blocks), "REACHED": plan.reaches},
+        **{"CH": rows_of_tile(W << plan.last) if plan.reaches else columns(W << plan.last), "C": columns(1 << most)},
+        **{"BI": sizes.features(x.dtype), "BO": BO, **sizes.options},
+    )
+    if parts is not y:
+        add_trees(parts, y, None)
 
 
 def tree_backward(grad_y: Tensor, grad_logits: Tensor | None, x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
@@ -203,12 +235,12 @@ def _learn(call: _Call, last: Blocks, groups: dict[int, Groups]) -> tuple[Tensor
     other = _walk(call, groups) if gradient in (SAMPLED, EXACT) else gain
     made = tuple(torch.empty_like(t) for t in (logits, logits, hidden, hidden))
     given = gain if call.grad_logits is None else call.grad_logits
-    learn_path[triton.cdiv(T * K, SMALLEST),](
+    learn_path[divided(T * K, SMALLEST),](
         *(logits, gain, hidden, leaf_gain, hidden if tree.mask is None else tree.mask, bias_gain, other),
         *(call.leaf if call.levels is None else call.levels, given, *made, T * K),
         **{"DEPTH": D, "WIDTH": W, "NODE_SIDES": tree.node_sides, "LEAF_SIDES": tree.leaf_sides},
         **{"ACTIVATION": tree.activation, "GRADIENT": gradient, "MASKED": tree.mask is not None},
-        **{"GIVEN": call.grad_logits is not None, "BT": SMALLEST, "P": triton.next_power_of_2(max(D, 1))},
+        **{"GIVEN": call.grad_logits is not None, "BT": SMALLEST, "P": power_of_two(max(D, 1))},
         **{"C": columns(W)},
     )
     return made

@@ -39,19 +39,23 @@ class Config:
     Attributes:
         tile: slots that are multiplied at a time.
         columns: of a block, likewise, where it has more.
+        learned: slots that are added up at a time in gradients of weights.
         levels: of a block of nodes at most; 6 are 63 nodes.
         products: tokens times rows.
         gains: likewise, of several kinds of rows at once.
         sums: of rows times factors.
+        alone: of one slot at a time; as a program waits for what it reads, much is read ahead.
         outers: sums over slots of factors times tokens.
     """
 
     tile: int = 64
     columns: int = 64
+    learned: int = 64
     levels: int = 6
-    products: Launch = Launch(row=256, warps=4, stages=3)
+    products: Launch = Launch(row=128, warps=4, stages=3)
     gains: Launch = Launch(row=128, warps=4, stages=3)
     sums: Launch = Launch(row=128, warps=4, stages=3)
+    alone: Launch = Launch(row=128, warps=4, stages=6)
     outers: Launch = Launch(row=256, warps=4, stages=3)
 
 

@@ -3,24 +3,25 @@
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from fastff.ops.triton.config import config
-from fastff.ops.triton.kernels.columns import ALONE, BY_TREE, SORTED
+from fastff.ops.triton.kernels.columns import BY_TREE, SORTED
 from fastff.ops.triton.kernels.sort import count_keys, divide_groups, order_keys
+from fastff.ops.triton.launch import divided, power_of_two
 
-FEW = 256  # up to so many slots each has its own tile: sorting them would take longer
 ROUND = 64  # slots of which one program finds the ranks at a time, by comparing all pairs
-CHUNKS, DIVIDED = 256, 16  # of which the shares are found at a time, and of how many groups
-MOST_COUNTS = 1 << 20  # of chunks and groups: a chunk takes several rounds where there would be more
+MOST_CHUNKS, MOST_COUNTS = 1024, 1 << 20  # a chunk takes several rounds where there would be more of them, or of groups
+FEW_COUNTS = 1 << 14  # of chunks and groups: each chunk adds them up for itself
+COUNTS, MOST_GROUPS = 4096, 1024  # that it adds up at a time, and of how many groups
+CHUNKS, DIVIDED = 256, 16  # where there are more: chunks and groups of which one program finds the shares at a time
 
 
 class Groups(NamedTuple):
     """Slots by group.
 
     Attributes:
-        kind: BY_TREE, ALONE or SORTED.
+        kind: BY_TREE or SORTED.
         tiles: (launches, 3) int32, the group, first and end of each tile in `order`; group -1 where there is none. Of
             SORTED.
         order: (R,) int32, the slots by group, within one in their own order.
@@ -37,21 +38,10 @@ class Groups(NamedTuple):
     slots: int
 
 
-def are_few(slots: int) -> bool:
-    """Whether each slot had better have its own tile."""
-    return slots <= FEW
-
-
 def by_tree(tokens: int, trees: int, like: Tensor) -> Groups:
     """All tokens in each tree."""
     nothing = like.new_empty(0, dtype=torch.int32)
-    return Groups(BY_TREE, nothing, nothing, nothing, trees * triton.cdiv(tokens, config().tile), tokens)
-
-
-def alone(slots: int, like: Tensor) -> Groups:
-    """Each slot for itself."""
-    nothing = like.new_empty(0, dtype=torch.int32)
-    return Groups(ALONE, nothing, nothing, nothing, slots, slots)
+    return Groups(BY_TREE, nothing, nothing, nothing, trees * divided(tokens, config().tile), tokens)
 
 
 def sort_slots(
@@ -75,23 +65,24 @@ def sort_slots(
         every: whether all walkers count, or those that set out above the level.
     """
     slots = place.numel()
-    rounds = triton.cdiv(slots * groups, ROUND * MOST_COUNTS)
-    chunks = triton.cdiv(slots, ROUND * rounds)
+    rounds = max(divided(slots * groups, ROUND * MOST_COUNTS), divided(slots, ROUND * MOST_CHUNKS))
+    chunks = divided(slots, ROUND * rounds)
     most = slots if every or levels is not None else slots // walkers * min(level, walkers)
-    launches = min(
-        most, triton.cdiv(most, config().tile) + groups
-    )  # a bound: the true number would have to be waited for
-    shapes = ((chunks, groups), (groups,), (launches, 3), (slots,))
+    launches = min(most, divided(most, config().tile) + groups)  # a bound: the true number would have to be waited for
+    shapes = ((2, chunks, groups), (groups,), (launches, 3), (slots,))
     counts, sizes, tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in shapes)
+    counts, begins = counts
     bounds = place.new_empty(groups + 1)
     options = {"LEVEL": level, "BELOW": below, "WALKERS": walkers, "DRAWN": levels is not None, "ALL": every}
-    options |= {"ROUND": ROUND, "BG": min(1024, triton.next_power_of_2(groups))}
     levels = place if levels is None else levels
-    count_keys[chunks,](place, levels, counts, slots, trees, groups, rounds, **options)
-    divide_groups[triton.cdiv(groups, DIVIDED),](counts, sizes, chunks, groups, BC=CHUNKS, BG=DIVIDED)
+    BG = min(MOST_GROUPS, power_of_two(groups))
+    count_keys[chunks,](place, levels, counts, slots, trees, groups, rounds, **options, ROUND=ROUND, BG=BG)
+    many = chunks * groups > FEW_COUNTS
+    if many:
+        divide_groups[divided(groups, DIVIDED),](counts, sizes, chunks, groups, BC=CHUNKS, BG=DIVIDED)
     order_keys[chunks,](
-        *(place, levels, counts, sizes, bounds, tiles, order, slots, trees, groups, rounds, launches),
+        *(place, levels, counts, sizes, begins, bounds, tiles, order, slots, trees, groups, rounds, launches),
         **options,
-        BT=config().tile,
+        **{"DIVIDED": many, "ROUND": ROUND, "BC": COUNTS // BG, "BG": BG, "BT": config().tile},
     )
     return Groups(SORTED, tiles, order, bounds, launches, slots)

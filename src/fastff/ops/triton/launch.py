@@ -3,18 +3,27 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import triton
 from torch import Tensor
 
 from fastff.ops.triton.config import config
+from fastff.ops.triton.kernels.columns import SMALLEST
 
-SMALLEST = 16  # side of a matrix that the matrix units take
 FEW_ENTRIES = 32
+
+
+def divided(number: int, by: int) -> int:
+    """Rounded up. Triton's own functions, made for kernels too, take a launch's time."""
+    return -(-number // by)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest that is not below; 1 for 0."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 def rows_of_tile(number: int) -> int:
     """The rows of the smallest tile that holds so many."""
-    return max(SMALLEST, triton.next_power_of_2(number))
+    return max(SMALLEST, power_of_two(number))
 
 
 def columns(number: int) -> int:
@@ -24,7 +33,7 @@ def columns(number: int) -> int:
 
 def entries_of_tile(number: int) -> int:
     """Entries of a slot that are read at once, 0 where there are too many for that."""
-    return triton.next_power_of_2(max(2, number)) if number <= FEW_ENTRIES else 0
+    return power_of_two(max(2, number)) if number <= FEW_ENTRIES else 0
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:

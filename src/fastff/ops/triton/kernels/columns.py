@@ -19,25 +19,19 @@ import triton
 import triton.language as tl
 
 NODES, LEAVES, ANCESTORS = 0, 1, 2
-BY_TREE, ALONE, SORTED = 0, 1, 2  # which slots a tile holds: the next tokens of a tree, one slot, a part of a group
+BY_TREE, SORTED = 0, 1  # which slots a tile holds: the next tokens of a tree, or a part of a group
 AS_IT_IS = -1  # in place of an activation
+SMALLEST = 16  # side of a matrix that the matrix units take
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 _NODES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(ANCESTORS)
-_BY_TREE, _ALONE = tl.constexpr(BY_TREE), tl.constexpr(ALONE)
-_AS_IT_IS = tl.constexpr(AS_IT_IS)
+_AS_IT_IS, _BY_TREE = tl.constexpr(AS_IT_IS), tl.constexpr(BY_TREE)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
-def read_tile(
-    pid, tiles, order, place, count, trees,
-    FIRST: tl.constexpr, BELOW: tl.constexpr, BT: tl.constexpr, ORDER: tl.constexpr,
-):
-    """The slots of a tile (BT,), which of them there are, and their group (tree * 2^FIRST + node of level FIRST).
-
-    `place` holds of each slot the bits of its way; those of levels after the first FIRST are the lowest BELOW.
-    """
+def read_tile(pid, tiles, order, count, trees, BT: tl.constexpr, ORDER: tl.constexpr):
+    """The slots of a tile (BT,), which of them there are, and their group, tree * 2^level + node of that level."""
     i = tl.arange(0, BT)
     if ORDER == _BY_TREE:
         per_tree = tl.cdiv(count, BT)
@@ -45,10 +39,6 @@ def read_tile(
         slot = token.to(tl.int64) * trees + pid // per_tree
         here = token < count
         group = pid // per_tree
-    elif ORDER == _ALONE:
-        slot = pid.to(tl.int64) + i * 0
-        here = i == 0
-        group = (pid % trees << FIRST) + (tl.load(place + pid) >> BELOW).to(tl.int32)
     else:
         group = tl.load(tiles + 3 * pid)
         first = tl.load(tiles + 3 * pid + 1)
@@ -58,7 +48,7 @@ def read_tile(
 
 
 @triton.jit
-def read_columns(
+def _read_columns(
     column, group,
     KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
     SIDES: tl.constexpr,
@@ -100,6 +90,17 @@ def read_columns(
 
 
 @triton.jit
+def rows_of(
+    column, group,
+    KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    SIDES: tl.constexpr,
+):
+    """Of each column its row of the weight (int64), and whether there is such a column."""
+    row, _, _, exists, _, _ = _read_columns(column, group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES)
+    return row, exists
+
+
+@triton.jit
 def place_factors(
     factor, gate, sign, slot, here, way, group, column, entries,
     KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
@@ -111,7 +112,7 @@ def place_factors(
     of the side of its `sign`, of the shape of `factor`. P: a power of two, at least the block's entries of a slot if
     these are few: they are read once, and each column takes its own from shared memory.
     """
-    _, entry, side, exists, position, shift = read_columns(column, group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES)
+    _, entry, side, exists, position, shift = _read_columns(column, group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES)
     there = here[:, None] & exists[None, :]
     if KIND != _ANCESTORS:
         there &= (way[:, None] >> shift[None, :]) == position[None, :]
@@ -185,19 +186,37 @@ def tokens_times_rows(
 
 @triton.jit
 def store_own(
-    out, product, sign, slot, here, way, group, column, entries,
+    out, product, sign, slot, here, way, group, begin, entries,
     KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
-    SIDES: tl.constexpr,
+    SIDES: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
 ):
-    """Of products (BT, C) those of the columns on each slot's way, to out (slots, entries); of two rows of a neuron
-    that of the side of its `sign`, of the shape of `out`.
+    """Of products (BT, C) with the columns from `begin` on those on each slot's way, to out (slots, entries); of two
+    rows of a neuron that of the side of its `sign`, of the shape of `out`. P: as in `place_factors`.
     """
-    _, entry, side, exists, position, shift = read_columns(column, group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES)
-    own = here[:, None] & exists[None, :] & ((way[:, None] >> shift[None, :]) == position[None, :])
-    place = slot[:, None] * entries + entry[None, :]
-    if SIDES == 2:
-        own &= (tl.load(sign + place, mask=own, other=0.0) >= 0) == (side[None, :] == 1)
-    tl.store(out + place, product, mask=own)
+    if KIND == _ANCESTORS or P == 0:
+        _, entry, side, exists, position, shift = _read_columns(
+            begin + tl.arange(0, C), group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES
+        )
+        own = here[:, None] & exists[None, :] & ((way[:, None] >> shift[None, :]) == position[None, :])
+        place = slot[:, None] * entries + entry[None, :]
+        if SIDES == 2:
+            own &= (tl.load(sign + place, mask=own, other=0.0) >= 0) == (side[None, :] == 1)
+        tl.store(out + place, product, mask=own)
+    else:
+        e = tl.arange(0, P)[None, :]
+        if KIND == _NODES:
+            place = slot[:, None] * entries + FIRST + e
+            own = here[:, None] & (e < LEVELS)
+            column = (1 << e) - 1 + (way[:, None] >> tl.maximum(LEVELS - e, 0))
+        else:
+            place = slot[:, None] * entries + e
+            own = here[:, None] & (e < WIDTH)
+            column = way[:, None] * WIDTH + e
+        if SIDES == 2:
+            column = 2 * column + (tl.load(sign + place, mask=own, other=0.0) >= 0).to(tl.int32)
+        column -= begin
+        own &= (column >= 0) & (column < C)
+        tl.store(out + place, tl.gather(product, tl.minimum(tl.maximum(column, 0), C - 1), 1), mask=own)
 
 
 @triton.jit

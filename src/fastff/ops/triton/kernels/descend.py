@@ -7,10 +7,10 @@ from fastff.ops.triton.kernels.columns import (
     LEAVES,
     NODES,
     multiply,
-    read_columns,
     read_features,
     read_rows,
     read_tile,
+    rows_of,
     store_own,
 )
 
@@ -18,25 +18,21 @@ _NODES, _LEAVES = tl.constexpr(NODES), tl.constexpr(LEAVES)
 
 
 @triton.jit
-def descend_block(
-    x, weight, bias, w1, b1, tiles, order, logits, leaf, hidden, count, trees, features,
-    FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, BT: tl.constexpr,
-    C: tl.constexpr, CL: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
+def descend(
+    x, weight, bias, w1, b1, logits, hidden, slot, here, group, trees, features,
+    FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr,
+    BT: tl.constexpr, C: tl.constexpr, CL: tl.constexpr, BI: tl.constexpr,
 ):
-    """Logits (slots, DEPTH) of levels FIRST .. FIRST + LEVELS - 1 and the leaf (slots,) as far as it is decided, its
-    further bits 0. If WIDTH is not 0, the block reaches the leaves, and hidden (slots, WIDTH) is x times the rows of w1
-    of the leaf, plus b1.
+    """Through which exit (BT,) of the block of `group` the slots (BT,) leave it, 0 the leftmost.
+
+    Sets their logits (slots, DEPTH) of levels FIRST .. FIRST + LEVELS - 1. If WIDTH is not 0, the block reaches the
+    leaves, and hidden (slots, WIDTH) is set to x times the rows of w1 of the leaf, plus b1.
     """
-    below: tl.constexpr = DEPTH - FIRST
-    slot, here, group = read_tile(tl.program_id(0), tiles, order, leaf, count, trees, FIRST, below, BT, ORDER)
-    if group < 0:
-        return
     token = slot // trees
     column = tl.arange(0, C)
-    neuron = tl.arange(0, CL)
-    row, _, _, exists, _, _ = read_columns(column, group, _NODES, FIRST, LEVELS, DEPTH, 1, 1)
+    row, exists = rows_of(column, group, _NODES, FIRST, LEVELS, DEPTH, 1, 1)
     if WIDTH > 0:
-        leaf_row, _, _, is_neuron, _, _ = read_columns(neuron, group, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, 1)
+        neuron, is_neuron = rows_of(tl.arange(0, CL), group, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, 1)
     z = tl.zeros([BT, C], tl.float32)
     h = tl.zeros([BT, CL], tl.float32)
     for start in range(0, features, BI):
@@ -44,16 +40,35 @@ def descend_block(
         tokens = read_features(x, token, here, i, features)
         z = multiply(tokens, read_rows(weight, row, exists, i, features), z)
         if WIDTH > 0:
-            h = multiply(tokens, read_rows(w1, leaf_row, is_neuron, i, features), h)
+            h = multiply(tokens, read_rows(w1, neuron, is_neuron, i, features), h)
     z += tl.load(bias + row, mask=exists, other=0.0).to(tl.float32)[None, :]
     node = tl.zeros([BT], tl.int32)
     for level in tl.static_range(LEVELS):
         logit = tl.sum(tl.where(column[None, :] == node[:, None], z, 0.0), 1)
         tl.store(logits + slot * DEPTH + FIRST + level, logit, mask=here)
         node = 2 * node + 1 + (logit >= 0).to(tl.int32)
-    own = node - ((1 << LEVELS) - 1)
-    way = (group & ((1 << FIRST) - 1)) * (1 << LEVELS) + own
-    tl.store(leaf + slot, way.to(tl.int64) << (below - LEVELS), mask=here)
+    way = node - ((1 << LEVELS) - 1)
     if WIDTH > 0:
-        h += tl.load(b1 + leaf_row, mask=is_neuron, other=0.0).to(tl.float32)[None, :]
-        store_own(hidden, h, hidden, slot, here, own, group, neuron, WIDTH, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, 1)
+        h += tl.load(b1 + neuron, mask=is_neuron, other=0.0).to(tl.float32)[None, :]
+        store_own(
+            hidden, h, hidden, slot, here, way, group, 0, WIDTH, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, 1, CL, P
+        )
+    return way
+
+
+@triton.jit
+def descend_block(
+    x, weight, bias, w1, b1, tiles, order, logits, leaf, hidden, count, trees, features,
+    FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr,
+    BT: tl.constexpr, C: tl.constexpr, CL: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
+):
+    """`descend` for a tile of slots; the leaf (slots,) is set as far as it is decided, its further bits 0."""
+    slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
+    if group < 0:
+        return
+    way = descend(
+        x, weight, bias, w1, b1, logits, hidden, slot, here, group, trees, features,
+        FIRST, LEVELS, DEPTH, WIDTH, P, BT, C, CL, BI,
+    )
+    way += (group & ((1 << FIRST) - 1)) << LEVELS
+    tl.store(leaf + slot, way.to(tl.int64) << (DEPTH - FIRST - LEVELS), mask=here)

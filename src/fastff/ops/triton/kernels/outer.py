@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.kernels.columns import AS_IT_IS, BY_TREE, multiply, place_factors, read_columns
+from fastff.ops.triton.kernels.columns import AS_IT_IS, BY_TREE, SMALLEST, multiply, place_factors, rows_of
 
-_AS_IT_IS, _BY_TREE = tl.constexpr(AS_IT_IS), tl.constexpr(BY_TREE)
+_AS_IT_IS, _BY_TREE, _SMALLEST = tl.constexpr(AS_IT_IS), tl.constexpr(BY_TREE), tl.constexpr(SMALLEST)
 
 
 @triton.jit
@@ -29,11 +29,12 @@ def outer_block(
     first = first + part * share
     end = tl.minimum(end, first + share)
     column = tl.program_id(1) * C + tl.arange(0, C)
-    row, _, _, exists, _, _ = read_columns(column, group, KIND, FIRST, LEVELS, KEPT, WIDTH, SIDES)
+    row, exists = rows_of(column, group, KIND, FIRST, LEVELS, KEPT, WIDTH, SIDES)
     i = tl.program_id(2) * BI + tl.arange(0, BI)
     inside = i < features
     total = tl.zeros([C, BI], tl.float32)
-    sums = tl.zeros([C], tl.float32)
+    ones = tl.full([BT, _SMALLEST], 1.0, x.dtype.element_ty)
+    sums = tl.zeros([C, _SMALLEST], tl.float32)  # all columns alike: the matrix units add up faster than threads do
     for start in range(first, end, BT):
         place = start + tl.arange(0, BT)
         here = place < end
@@ -49,8 +50,10 @@ def outer_block(
         tokens = tl.load(
             x + (slot // trees)[:, None] * features + i[None, :], mask=here[:, None] & inside[None, :], other=0.0
         )
-        total = multiply(tl.trans(a).to(tokens.dtype), tokens, total)
-        sums += tl.sum(a, 0)
+        a = tl.trans(a).to(tokens.dtype)
+        total = multiply(a, tokens, total)
+        if BIAS:
+            sums = multiply(a, ones, sums)
     row += part.to(tl.int64) * rows
     tl.store(
         grad + row[:, None] * features + i[None, :], total.to(grad.dtype.element_ty),
@@ -58,7 +61,8 @@ def outer_block(
     )
     if BIAS:
         if tl.program_id(2) == 0:
-            tl.store(grad_bias + row, sums.to(grad_bias.dtype.element_ty), mask=exists)
+            own = tl.sum(sums, 1) / _SMALLEST
+            tl.store(grad_bias + row, own.to(grad_bias.dtype.element_ty), mask=exists)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """A stable counting sort of slots by group, and the division of each group into tiles.
 
-Three kernels: how many slots of each chunk go to each group; where each chunk's share of a group begins; each slot to
-its place, which among equals of its chunk is its rank. All in integers, so the result is the same from run to run.
+Three kernels: how many slots of each chunk go to each group; where each chunk's share of a group begins, which the
+third finds for itself where chunks are few; each slot to its place, which among equals of its chunk is its rank. All in
+integers, so the result is the same from run to run.
 """
 
 import triton
@@ -66,12 +67,14 @@ def divide_groups(counts, sizes, chunks, groups, BC: tl.constexpr, BG: tl.conste
 
 @triton.jit
 def order_keys(
-    place, levels, begins, sizes, bounds, tiles, order, slots, trees, groups, rounds, most,
+    place, levels, counts, sizes, begins, bounds, tiles, order, slots, trees, groups, rounds, most,
     LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
-    ROUND: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr,
+    DIVIDED: tl.constexpr, ROUND: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr,
 ):
     """order (entries,) int32: the entries by group, within one in their own order; bounds (groups + 1,) int64 and tiles
-    (most, 3) int32 of the groups, of which each program writes some.
+    (most, 3) int32 of the groups, of which each program writes some. `begins` (chunks, groups) is scratch.
+
+    DIVIDED: whether counts and sizes are as `divide_groups` leaves them, else as `count_keys` does.
     """
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     own_begins = begins + chunk.to(tl.int64) * groups
@@ -79,16 +82,27 @@ def order_keys(
     used = 0
     for start in range(0, groups, BG):
         g = start + tl.arange(0, BG)
-        size = tl.load(sizes + g, mask=g < groups, other=0)
+        if DIVIDED:
+            size = tl.load(sizes + g, mask=g < groups, other=0)
+            before = tl.load(counts + chunk.to(tl.int64) * groups + g, mask=g < groups, other=0)
+        else:
+            size = tl.zeros([BG], tl.int32)
+            before = tl.zeros([BG], tl.int32)
+            for first in range(0, chunks, BC):
+                c = first + tl.arange(0, BC)
+                there = (c < chunks)[:, None] & (g < groups)[None, :]
+                count = tl.load(counts + c[:, None] * groups + g[None, :], mask=there, other=0)
+                size += tl.sum(count, 0)
+                before += tl.sum(tl.where((c < chunk)[:, None], count, 0), 0)
         begin = entries + tl.cumsum(size, 0) - size
-        tl.store(own_begins + g, begin + tl.load(own_begins + g, mask=g < groups, other=0), mask=g < groups)
+        tl.store(own_begins + g, begin + before, mask=g < groups)
         if chunk == 0:
             tl.store(bounds + g, begin.to(tl.int64), mask=g < groups)
         of_group = (size + BT - 1) // BT
-        first = used + tl.cumsum(of_group, 0) - of_group
+        tile = used + tl.cumsum(of_group, 0) - of_group
         mine = tl.where(g % chunks == chunk, of_group, 0)
         for i in range(tl.max(mine, 0)):
-            at = tiles + 3 * (first + i)
+            at = tiles + 3 * (tile + i)
             tl.store(at, g, mask=i < mine)
             tl.store(at + 1, begin + i * BT, mask=i < mine)
             tl.store(at + 2, begin + size, mask=i < mine)

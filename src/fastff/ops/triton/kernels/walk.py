@@ -13,10 +13,10 @@ from fastff.ops.triton.kernels.columns import (
     NODES,
     activate,
     multiply,
-    read_columns,
     read_features,
     read_rows,
     read_tile,
+    rows_of,
     tokens_times_rows,
 )
 
@@ -39,13 +39,13 @@ def walk_block(
     numbered slot * WALKERS + walker in `order`.
     """
     below: tl.constexpr = DEPTH - FIRST
-    number, here, group = read_tile(tl.program_id(0), tiles, order, place, count, trees, FIRST, below, BT, ORDER)
+    number, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return
     slot = number if BEGIN else number // WALKERS
     token = slot // trees
     column = tl.arange(0, C)
-    row, _, _, exists, _, _ = read_columns(column, group, _NODES, FIRST, LEVELS, DEPTH, 1, 1)
+    row, exists = rows_of(column, group, _NODES, FIRST, LEVELS, DEPTH, 1, 1)
     z = tokens_times_rows(x, token, here, node_weight, row, exists, features, BT, C, BI)
     z += tl.load(node_bias + row, mask=exists, other=0.0).to(tl.float32)[None, :]
     right = z >= 0
@@ -99,22 +99,22 @@ def walk_leaves(
 
     COLUMNS: hidden neurons of a block; CB: at least its leaves, 16 or more.
     """
-    number, here, group = read_tile(tl.program_id(0), tiles, order, place, count, trees, FIRST, LEVELS, BT, ORDER)
+    number, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return
     token = number // WALKERS // trees
     way = tl.load(place + number, mask=here, other=0).to(tl.int32) & ((1 << LEVELS) - 1)
     child = tl.arange(0, CB)
-    bias_row, _, _, is_leaf, number_of_leaf, _ = read_columns(child, group, _LEAVES, FIRST, LEVELS, DEPTH, 1, 1)
-    gain = tokens_times_rows(grad_y, token, here, b2, bias_row, is_leaf, out_features, BT, CB, BI)
-    gained = tl.sum(tl.where(is_leaf[None, :] & (way[:, None] == number_of_leaf[None, :]), gain, 0.0), 1)
+    own_leaf, is_leaf = rows_of(child, group, _LEAVES, FIRST, LEVELS, DEPTH, 1, 1)
+    gain = tokens_times_rows(grad_y, token, here, b2, own_leaf, is_leaf, out_features, BT, CB, BI)
+    gained = tl.sum(tl.where(way[:, None] == child[None, :], gain, 0.0), 1)
     for start in range(0, COLUMNS, C):
         column = start + tl.arange(0, C)
-        row, _, _, exists, position, _ = read_columns(column, group, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, 1)
+        row, exists = rows_of(column, group, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, 1)
         z = tokens_times_rows(x, token, here, w1, row, exists, features, BT, C, BI)
         z += tl.load(b1 + row, mask=exists, other=0.0).to(tl.float32)[None, :]
         own = _gain(z, token, here, grad_y, w2, row, exists, out_features, SIDES, ACTIVATION, BT, C, BI)
-        gained += tl.sum(tl.where(exists[None, :] & (way[:, None] == position[None, :]), own, 0.0), 1)
+        gained += tl.sum(tl.where(way[:, None] == (column // WIDTH)[None, :], own, 0.0), 1)
     tl.store(worth + number, gained + tl.load(worth + number, mask=here, other=0.0), mask=here)
 
 
