@@ -171,6 +171,8 @@ def _model_speed(row: dict | None, kind: str) -> str:
 
 def _machine(results: dict) -> str:
     threads, machine, versions = results["settings"]["threads"], results["machine"], results["versions"]
+    if "gpu" in machine:
+        return f"{machine['gpu']}; torch {versions['torch']}, triton {versions['triton']}."
     transformers = f", transformers {versions['transformers']}" if "transformers" in versions else ""
     return (
         f"{threads} thread{'s' * (threads > 1)}, {machine['cpu']}, {machine['instruction_set']}, "

@@ -1,10 +1,13 @@
 """Which sizes of launches are the fastest on the GPU at hand: `python -m fastff.bench.tune --out tune.json`.
 
-One layer in bfloat16, as CUDA graphs, with each change of one or two sizes of `fastff.ops.triton.config`.
+One layer in bfloat16, as CUDA graphs, with each change of one size, or of one kind of launches, of
+`fastff.ops.triton.config`.
 """
 
 import argparse
 import itertools
+from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,32 +23,35 @@ from fastff.bench.passes import BACKWARD, FORWARD, call_of, is_training, mode_of
 from fastff.bench.settings import Settings
 from fastff.bench.suites.layers import tree, ultra
 from fastff.files import write_json
-from fastff.ops.triton.config import use_config
+from fastff.ops.triton.config import Launch, use_config
 
-SINGLE: dict[str, tuple[int, ...]] = {
-    "tile": (32, 64, 128),
-    "features": (32, 64, 128),
-    "columns": (32, 64, 128),
-    "levels": (4, 5, 6, 7),
-    "warps": (4, 8),
-    "stages": (2, 3, 4),
-}
-TOGETHER = (("tile", "warps"), ("features", "stages"))
+SIZES: dict[str, tuple[int, ...]] = {"tile": (32, 64, 128), "columns": (32, 64), "levels": (4, 5, 6, 7)}
+LAUNCHES = [
+    Launch(*sizes)
+    for sizes in itertools.product((128, 256), (4, 8), (2, 3, 4))  # bytes of a row, warps, stages
+]
+FORWARD_LAUNCHES, BACKWARD_LAUNCHES = ("products", "sums"), ("gains", "outers")
+LEARNED = (32, 64)
 ROUNDS = 5
 
-
-def changes() -> list[dict[str, int]]:
-    """None, every change of one size, and of those that go together."""
-    found: list[dict[str, int]] = [{}]
-    found += [{name: value} for name, values in SINGLE.items() for value in values]
-    for names in TOGETHER:
-        found += [
-            dict(zip(names, values, strict=True)) for values in itertools.product(*(SINGLE[name] for name in names))
-        ]
-    return [dict(items) for items in dict.fromkeys(tuple(change.items()) for change in found)]
+Change = dict[str, Any]
 
 
-def measure(candidate: LayerCandidate, kind: str, s: Settings, tokens: int, change: dict[str, int]) -> float:
+def changes(kind: str) -> list[Change]:
+    """None, and every change of one size or of one kind of launches that a pass has of its own."""
+    names = BACKWARD_LAUNCHES if is_training(kind) else FORWARD_LAUNCHES
+    sizes = {"learned": LEARNED} if is_training(kind) else SIZES
+    found: list[Change] = [{}]
+    found += [{name: value} for name, values in sizes.items() for value in values]
+    return found + [{name: launch} for name in names for launch in LAUNCHES]
+
+
+def to_json(change: Change) -> dict[str, Any]:
+    """Launches as dictionaries."""
+    return {name: asdict(value) if isinstance(value, Launch) else value for name, value in change.items()}
+
+
+def measure(candidate: LayerCandidate, kind: str, s: Settings, tokens: int, change: Change) -> float:
     """Seconds of a call, the median of a few rounds."""
     with use_config(**change):
         module = candidate.build(training=is_training(kind))
@@ -60,8 +66,10 @@ def measure(candidate: LayerCandidate, kind: str, s: Settings, tokens: int, chan
     return median(subject.samples)
 
 
-def tune(s: Settings, tokens: int, path: Path, tried: list[dict[str, int]], *, backward: bool) -> dict[str, Any]:
-    """Try every change and write what was measured to `path`, as it comes; `backward` takes several times as long."""
+def tune(s: Settings, tokens: int, path: Path, *, backward: bool, tried: list[Change] | None = None) -> dict[str, Any]:
+    """Try every change, or those given, and write what was measured to `path`, as it comes; `backward` takes several
+    times as long.
+    """
     rows: list[dict[str, Any]] = []
     found = {"versions": versions(), "machine": machine(), "settings": s.to_json(), "tokens": tokens, "rows": rows}
     subjects = [(ultra(s, torch.bfloat16), FORWARD)]
@@ -69,17 +77,18 @@ def tune(s: Settings, tokens: int, path: Path, tried: list[dict[str, int]], *, b
         wide = tree(s, s.depth, 1, "exact", dtype=torch.bfloat16)
         subjects += [(ultra(s, torch.bfloat16), BACKWARD), (wide, BACKWARD)]
     for candidate, kind in subjects:
-        for change in tried:
+        own: list[tuple[float, Change]] = []
+        for change in changes(kind) if tried is None else tried:
             try:
                 seconds, reason = measure(candidate, kind, s, tokens, change), None
+                own.append((seconds, to_json(change)))
             except Exception as error:  # too much shared memory, say: the others go on
                 seconds, reason = None, f"{type(error).__name__}: {error}".splitlines()[0]
-            rows.append({"candidate": candidate.label, "pass": kind, **change, "seconds": seconds, "reason": reason})
+            row = {"candidate": candidate.label, "pass": kind, "change": to_json(change)}
+            rows.append(row | {"seconds": seconds, "reason": reason})
             write_json(path, found)
-        best = sorted((row for row in rows[-len(tried) :] if row["seconds"]), key=lambda row: row["seconds"])
-        for row in best[:3]:
-            sizes = {name: row[name] for name in SINGLE if name in row}
-            print(f"{candidate.label}, {kind}: {1e6 * row['seconds']:8.1f} us {sizes or 'as it is'}", flush=True)
+        for seconds, change in sorted(own, key=itemgetter(0))[:3]:
+            print(f"{candidate.label}, {kind}: {1e6 * seconds:8.1f} us {change or 'as it is'}", flush=True)
     return found
 
 
@@ -92,7 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Settings(device=arguments.device)
     with torch.device(arguments.device):
-        tune(settings, arguments.tokens, arguments.out, changes(), backward=arguments.backward)
+        tune(settings, arguments.tokens, arguments.out, backward=arguments.backward)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def sum_constants(
         "LEAF_COLUMNS": neurons,
         "CA": rows_of_tile(blocks.first),
         "CN": rows_of_tile(blocks.columns(NODES, 1, node_sides)),
-        "CL": min(MOST_LEAF_COLUMNS, rows_of_tile(neurons)),
+        "CL": rows_of_tile(neurons) if neurons <= MOST_LEAF_COLUMNS else config().columns,
         "CB": rows_of_tile(1 << blocks.levels),
         "BT": config().tile,
     }

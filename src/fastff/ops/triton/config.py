@@ -50,13 +50,13 @@ class Config:
 
     tile: int = 64
     columns: int = 64
-    learned: int = 64
+    learned: int = 32
     levels: int = 6
     products: Launch = Launch(row=128, warps=4, stages=3)
     gains: Launch = Launch(row=128, warps=4, stages=3)
     sums: Launch = Launch(row=128, warps=4, stages=3)
     alone: Launch = Launch(row=128, warps=4, stages=6)
-    outers: Launch = Launch(row=256, warps=4, stages=3)
+    outers: Launch = Launch(row=256, warps=4, stages=4)
 
 
 _config = Config()

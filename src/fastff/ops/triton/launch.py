@@ -8,7 +8,8 @@ from torch import Tensor
 from fastff.ops.triton.config import config
 from fastff.ops.triton.kernels.columns import SMALLEST
 
-FEW_ENTRIES = 32
+FEW_ENTRIES = 64
+LEAST_ENTRIES = 4  # of all slots of a tile at least one for each thread, which the compiler of gathers wants
 
 
 def divided(number: int, by: int) -> int:
@@ -33,7 +34,7 @@ def columns(number: int) -> int:
 
 def entries_of_tile(number: int) -> int:
     """Entries of a slot that are read at once, 0 where there are too many for that."""
-    return power_of_two(max(2, number)) if number <= FEW_ENTRIES else 0
+    return max(LEAST_ENTRIES, power_of_two(number)) if number <= FEW_ENTRIES else 0
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:

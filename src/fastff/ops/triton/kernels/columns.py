@@ -24,7 +24,7 @@ AS_IT_IS = -1  # in place of an activation
 SMALLEST = 16  # side of a matrix that the matrix units take
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
-_NODES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(ANCESTORS)
+_NODES, _LEAVES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(LEAVES), tl.constexpr(ANCESTORS)
 _AS_IT_IS, _BY_TREE = tl.constexpr(AS_IT_IS), tl.constexpr(BY_TREE)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
@@ -82,9 +82,9 @@ def _read_columns(
             shift = LEVELS - level
         else:
             exists = neuron < (1 << LEVELS) * WIDTH
-            position = neuron // WIDTH
+            position = neuron // WIDTH if LEVELS > 0 else neuron * 0
             row = (group.to(tl.int64) * ((1 << LEVELS) * WIDTH) + neuron) * SIDES + side
-            entry = neuron % WIDTH
+            entry = neuron % WIDTH if LEVELS > 0 else neuron
             shift = column * 0
     return row, entry, side, exists, position, shift
 
@@ -114,7 +114,7 @@ def place_factors(
     """
     _, entry, side, exists, position, shift = _read_columns(column, group, KIND, FIRST, LEVELS, DEPTH, WIDTH, SIDES)
     there = here[:, None] & exists[None, :]
-    if KIND != _ANCESTORS:
+    if KIND == _NODES or (KIND == _LEAVES and LEVELS > 0):
         there &= (way[:, None] >> shift[None, :]) == position[None, :]
     if KIND == _ANCESTORS or P == 0:
         at = slot[:, None] * entries + entry[None, :]

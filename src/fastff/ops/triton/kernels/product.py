@@ -99,7 +99,7 @@ def gain_block(
     if tl.program_id(1) == 0:
         if LEAF_SIDES > 0:
             store_own(
-                bias_gain, by_bias, hidden, slot, here, way, group, 0, 1, _LEAVES, FIRST, LEVELS, DEPTH, 1, 1, CB, 2
+                bias_gain, by_bias, hidden, slot, here, way, group, 0, 1, _LEAVES, FIRST, LEVELS, DEPTH, 1, 1, CB, 4
             )
         if NODE_SIDES > 0:
             store_own(
