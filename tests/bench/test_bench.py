@@ -64,6 +64,7 @@ def test_every_suite_measures_every_candidate(suite, tmp_path):
         assert row["cache"] == "warm"
     text = rendered(results)
     assert all(row["candidate"] in text for row in written["rows"])
+    assert ("times the first" in text) == (suite == "given") != ("times dense" in text)
     assert plot(results).read_bytes().startswith(b"\x89PNG")
 
 

@@ -18,11 +18,14 @@ import fastff
 from fastff.ops import GRADIENTS, backend_of, indexed_feedforward, tree_feedforward, use_backend
 from fastff.ops.tree import plan
 from fastff.ops.tree.plan import Plan
-from fastff.ops.triton.config import config, use_config
+from fastff.ops.triton.config import Launch, config, use_config
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from fastff.ops.tree import triton as tree
+from triton.runtime.errors import OutOfResources
+
+from fastff.ops.tree.triton import forward
 from fastff.ops.triton import group
+from fastff.ops.triton.launch import launch
 
 sort_slots = group.sort_slots
 pytestmark = pytest.mark.usefixtures("gpu_kernels")
@@ -127,7 +130,7 @@ def test_a_row_does_not_depend_on_the_rows_around_it(monkeypatch, tree_arguments
     T = len(x)
     expected = run(every)
     for few in (0, 10**6):
-        monkeypatch.setattr(tree, "FEW", few)
+        monkeypatch.setattr(forward, "FEW", few)
         for rows in (every, slice(3, 4), torch.randint(T, (T + 20,))):
             for found, e in zip(run(rows), expected, strict=True):
                 assert torch.equal(found, e[rows])
@@ -211,6 +214,30 @@ def test_operators_pass_opcheck(tree_arguments, indexed_arguments):
     torch.library.opcheck(torch.ops.fastff.tree_infer, (x.detach(), weights, 1))
     x, index, w1, b1, w2, b2, gate = indexed_arguments(T=9)
     torch.library.opcheck(torch.ops.fastff.indexed, (x, index, w1, b1, w2, b2, gate, None, 1, True))
+
+
+def test_fewer_loads_are_under_way_where_memory_does_not_hold_them():
+    """As a card with less shared memory than an H100 says at the launch."""
+    tried = []
+
+    class Kernel:
+        def __init__(self, most: int) -> None:
+            self.most = most
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def run(number: int, *, BT: int, num_warps: int, num_stages: int) -> None:
+                tried.append((grid, number, BT, num_warps, num_stages))
+                if num_stages > self.most:
+                    raise OutOfResources(10 * num_stages, 10 * self.most, "shared memory")
+
+            return run
+
+    kernel, sizes = Kernel(2), Launch(row=128, warps=4, stages=4)
+    for _ in range(2):
+        launch(kernel, (3,), sizes, (7,), {"BT": 16})
+    assert tried == [((3,), 7, 16, 4, stages) for stages in (4, 3, 2, 2)]
+    with pytest.raises(OutOfResources):
+        launch(Kernel(0), (3,), sizes, (7,), {"BT": 16})
 
 
 def test_what_does_not_fit_raises_and_is_named(tree_arguments, indexed_arguments):

@@ -13,15 +13,15 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def table(results: Results) -> Table:
-    """One line per row: median, half the interquartile range, how often faster than dense, how often slower than the
+    """One line per row: median, half the interquartile range, how often faster than the base, how often slower than the
     bound, which is a layer that only runs as many neurons, or the model without feedforward layers.
     """
-    settings = results.settings
+    settings, suite = results.settings, SUITES[results.suite]
     threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
-    title = f"{results.suite}: {SUITES[results.suite].title}, {settings.in_features} features in, "
+    title = f"{results.suite}: {suite.title}, {settings.in_features} features in, "
     found = Table(title=Text(f"{title}{settings.out_features} out, {threads}"), box=box.SIMPLE)
     found.add_column("layer")
-    for column in ("neurons", "executed", "time", "spread", "times dense", "of bound", "tokens/s"):
+    for column in ("neurons", "executed", "time", "spread", f"times {suite.base}", "of bound", "tokens/s"):
         found.add_column(column, justify="right")
     for (kind, cache, tokens), rows in groupby(results.rows, lambda row: (row["pass"], row["cache"], row["tokens"])):
         found.add_section()

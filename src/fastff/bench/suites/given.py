@@ -36,4 +36,4 @@ def _candidate(s: Settings, text: str, *, base: bool) -> LayerCandidate:
     )
 
 
-SUITE = Suite("layers of your own, side by side", groups)
+SUITE = Suite("layers of your own, side by side", groups, base="the first")

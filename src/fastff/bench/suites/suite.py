@@ -15,12 +15,14 @@ class Suite:
         title: what it shows, a line.
         groups: of given settings; cheap, nothing is built yet.
         axis: of the plot: "tokens" or "width".
+        base: what the table calls that to which ratios are taken.
         rounds, budget: at most these, whatever the settings say.
     """
 
     title: str
     groups: Callable[[Settings], list[Group]]
     axis: str = "tokens"
+    base: str = "dense"
     rounds: int | None = None
     budget: float | None = None
 

@@ -7,11 +7,14 @@ from torch import Tensor
 
 from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.checks import check_choice, check_tensor
-from fastff.ops.triton.blocks import Blocks, Rows, gains, hidden_neurons, outer, spread
+from fastff.ops.triton.blocks import Blocks, Rows
 from fastff.ops.triton.group import sort_slots
 from fastff.ops.triton.kernels.columns import LEAVES, SMALLEST
 from fastff.ops.triton.kernels.learn import learn_path
 from fastff.ops.triton.launch import columns, divided, on_device
+from fastff.ops.triton.outers import outer
+from fastff.ops.triton.products import gains, hidden_neurons
+from fastff.ops.triton.sums import spread
 
 
 class _Experts:

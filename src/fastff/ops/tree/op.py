@@ -1,5 +1,5 @@
 """The tree family as one PyTorch operator with a hand-written backward: schema, fake, autograd; the kernels are in
-`csrc/` for CPUs, in `triton.py` for GPUs. Shapes as in `function.py`; node_out may be (K, N, O), one row a node.
+`csrc/` for CPUs, in `triton/` for GPUs. Shapes as in `function.py`; node_out may be (K, N, O), one row a node.
 """
 
 from typing import Any

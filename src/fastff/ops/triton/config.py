@@ -22,11 +22,6 @@ class Launch:
     warps: int
     stages: int
 
-    @property
-    def options(self) -> dict[str, int]:
-        """Of the launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
-
     def features(self, dtype: torch.dtype) -> int:
         """As many as `row` holds."""
         return self.row // dtype.itemsize

@@ -1,11 +1,13 @@
 """What launches have in common."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
-from fastff.ops.triton.config import config
+from fastff.ops.triton.config import Launch, config
 from fastff.ops.triton.kernels.columns import SMALLEST
 
 FEW_ENTRIES = 64
@@ -35,6 +37,27 @@ def columns(number: int) -> int:
 def entries_of_tile(number: int) -> int:
     """Entries of a slot that are read at once, 0 where there are too many for that."""
     return max(LEAST_ENTRIES, power_of_two(number)) if number <= FEW_ENTRIES else 0
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], sizes: Launch, arguments: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    """Launch a kernel with the warps and stages of `sizes`, or with fewer stages where a card's shared memory does not
+    hold them; the results are the same.
+    """
+    key = (kernel, sizes, *constants.values())
+    while True:
+        stages = _fitting.get(key, sizes.stages)
+        try:
+            kernel[grid](*arguments, **constants, num_warps=sizes.warps, num_stages=stages)
+            return
+        except OutOfResources:
+            if stages == 1:
+                raise
+            _fitting[key] = stages - 1
+
+
+_fitting: dict[tuple[Any, ...], int] = {}  # stages, where they are fewer than asked for
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:
