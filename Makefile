@@ -88,8 +88,8 @@ gpu-check:
 	@$(GPU) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "gpu-check needs a GPU that PyTorch sees")'
 	mkdir -p "$(GPU_OUT)"
 	@failed=0; \
-	FASTFF_TEST_DEVICE=cuda $(GPU) -m pytest -q -p no:benchmark -m "not slow" $(WORKERS) -k "test_triton or on_gpu_kernels" --timeout 200 \
-		tests/ops/test_triton.py tests/ops/test_kernels.py > "$(GPU_OUT)/tests.log" 2>&1 || failed=1; \
+	FASTFF_TEST_DEVICE=cuda $(GPU) -m pytest -q -p no:benchmark -m "not slow" $(WORKERS) -k "test_triton or on_gpu" --timeout 200 \
+		tests/ops/test_triton.py tests/ops/test_kernels.py tests/ops/test_on_gpu.py > "$(GPU_OUT)/tests.log" 2>&1 || failed=1; \
 	tail -n 40 "$(GPU_OUT)/tests.log"; \
 	$(GPU) -m fastff.cli bench gpu width --device cuda --budget 2 --rounds 10 --out "$(GPU_OUT)" || failed=1; \
 	$(GPU) -m fastff.bench.tune --out "$(GPU_OUT)/tune.json" || failed=1; \
