@@ -11,7 +11,7 @@ from fastff.ops.triton.config import Launch, config
 from fastff.ops.triton.kernels.columns import SMALLEST
 
 FEW_ENTRIES = 64
-LEAST_ENTRIES = 4  # of all slots of a tile at least one for each thread, which the compiler of gathers wants
+LEAST_ENTRIES = 8  # the compiler of gathers wants a tile to have at least as many as a program has threads
 
 
 def divided(number: int, by: int) -> int:
