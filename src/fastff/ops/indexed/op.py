@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.activation import activation_name
+from fastff.ops.autograd import register_autograd
 from fastff.ops.backend import register_triton
 from fastff.ops.checks import check_devices
 from fastff.ops.indexed import reference
@@ -56,13 +57,13 @@ def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None
         if not keep_hidden:
             raise RuntimeError("the forward was run without keeping what the backward needs (keep_hidden)")
         bits = sum(1 << bit for bit, i in enumerate(learning) if i in wanted)
-        found = torch.ops.fastff.indexed_backward(
+        found = torch.ops.fastff.indexed_backward.default(
             grad_y, x, index, w1, b1, w2, b2, gate, mask, hidden, activation, bits
         )
         grads = {i: g for i, g in zip(learning, found, strict=True) if i in wanted}
     return tuple(grads.get(i) for i in range(10))
 
 
-torch.library.register_autograd("fastff::indexed", _backward, setup_context=_save)
+register_autograd("indexed", _backward, _save)
 for name in ("indexed", "indexed_backward"):
     register_triton(name, "fastff.ops.indexed.triton", name)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.activation import activation_name
+from fastff.ops.autograd import register_autograd
 from fastff.ops.backend import register_triton
 from fastff.ops.checks import check_devices, tree_depth
 from fastff.ops.tree import reference
@@ -111,7 +112,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_logits: Tensor | None, *_: A
         out = tensors[3] if tensors[3] is not None else tensors[6]
         grad_y = tensors[0].new_zeros(leaf.shape[0], out.shape[-1])
     bits = sum(1 << i for i, t in enumerate(tensors) if needs[i] and t is not None)
-    *grads, nodes, leaves = torch.ops.fastff.tree_backward(
+    *grads, nodes, leaves = torch.ops.fastff.tree_backward.default(
         grad_y, grad_logits, *tensors, mask, logits, leaf, hidden, levels, activation, gradient, bits, sparse
     )
     result = [g if bits >> i & 1 else None for i, g in enumerate(grads)]
@@ -160,6 +161,6 @@ def _differentiable(
     return [next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=False)]
 
 
-torch.library.register_autograd("fastff::tree", _backward, setup_context=_save)
+register_autograd("tree", _backward, _save)
 for name in ("tree", "tree_infer", "tree_backward"):
     register_triton(name, "fastff.ops.tree.triton", name)

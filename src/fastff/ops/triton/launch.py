@@ -12,6 +12,7 @@ from fastff.ops.triton.kernels.columns import SMALLEST
 
 FEW_ENTRIES = 64
 LEAST_ENTRIES = 8  # the compiler of gathers wants a tile to have at least as many as a program has threads
+_fitting: dict[tuple[Any, ...], int] = {}  # stages of launches, where they are fewer than asked for
 
 
 def divided(number: int, by: int) -> int:
@@ -55,9 +56,6 @@ def launch(
             if stages == 1:
                 raise
             _fitting[key] = stages - 1
-
-
-_fitting: dict[tuple[Any, ...], int] = {}  # stages, where they are fewer than asked for
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:
