@@ -1,6 +1,7 @@
 """What launches have in common."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def divided(number: int, by: int) -> int:
     return -(-number // by)
 
 
+@cache
 def power_of_two(number: int) -> int:
     """The smallest that is not below; 1 for 0."""
     return 1 << max(number - 1, 0).bit_length()
@@ -46,16 +48,21 @@ def launch(
     """Launch a kernel with the warps and stages of `sizes`, or with fewer stages where a card's shared memory does not
     hold them; the results are the same.
     """
-    key = (kernel, sizes, *constants.values())
+    stages = sizes.stages
     while True:
-        stages = _fitting.get(key, sizes.stages)
+        if _fitting:
+            stages = _fitting.get(_key(kernel, sizes, constants), stages)
         try:
             kernel[grid](*arguments, **constants, num_warps=sizes.warps, num_stages=stages)
             return
         except OutOfResources:
             if stages == 1:
                 raise
-            _fitting[key] = stages - 1
+            _fitting[_key(kernel, sizes, constants)] = stages - 1
+
+
+def _key(kernel: Any, sizes: Launch, constants: dict[str, Any]) -> tuple[Any, ...]:
+    return (id(kernel), sizes, *constants.values())
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:
