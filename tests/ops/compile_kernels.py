@@ -69,5 +69,5 @@ def train(T: int, I: int, K: int, D: int, W: int, S: int, dtype: torch.dtype, gr
 
 
 train(16384, 768, 2, 7, 1, 2, torch.bfloat16, 1)
-train(1024, 768, 1, 7, 20, 2, torch.bfloat16, 3)  # more neurons in the leaves under a node than a tile takes
+train(1024, 768, 1, 7, 70, 2, torch.bfloat16, 3)  # more neurons in a leaf than a tile takes
 train(4, 64, 1, 2, 80, 2, torch.bfloat16, 0)
