@@ -81,9 +81,11 @@ def device() -> Iterator[str]:
 
 
 @pytest.fixture
-def gpu_kernels() -> Iterator[None]:
-    """The Triton kernels run: on a GPU, or interpreted on the CPU."""
+def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The Triton kernels run: on a GPU, or interpreted on the CPU, one program after the other: fewer slots go alone."""
     pytest.importorskip("triton")
+    if DEVICE == "cpu":
+        monkeypatch.setattr("fastff.ops.tree.triton.forward.FEW", 20)
     with use_backend("triton") if DEVICE == "cpu" else nullcontext():
         yield
 
