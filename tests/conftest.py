@@ -82,7 +82,7 @@ def device() -> Iterator[str]:
 
 @pytest.fixture
 def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The Triton kernels run: on a GPU, or interpreted on the CPU, one program after the other: fewer slots go alone."""
+    """The Triton kernels run: on a GPU, or interpreted on the CPU, where fewer slots go alone, to save time."""
     pytest.importorskip("triton")
     if DEVICE == "cpu":
         monkeypatch.setattr("fastff.ops.tree.triton.forward.FEW", 20)
