@@ -85,7 +85,7 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Triton kernels run: on a GPU, or interpreted on the CPU, where fewer slots go alone, to save time."""
     pytest.importorskip("triton")
     if DEVICE == "cpu":
-        monkeypatch.setattr("fastff.ops.tree.triton.forward.FEW", 20)
+        monkeypatch.setattr("fastff.ops.tree.triton.forward.FEW", 30)
     with use_backend("triton") if DEVICE == "cpu" else nullcontext():
         yield
 

@@ -3,7 +3,6 @@
 `make gpu-check` runs these tests.
 """
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +12,11 @@ from torch import Tensor
 import fastff
 from fastff.nn import FeedForwardLayer
 
-DEVICE = os.environ.get("FASTFF_TEST_DEVICE", "cpu")
-pytestmark = pytest.mark.skipif(DEVICE != "cuda", reason="no GPU is asked for by FASTFF_TEST_DEVICE=cuda")
+
+@pytest.fixture(autouse=True)
+def gpu(device: str) -> None:
+    if device != "cuda":
+        pytest.skip("no GPU is asked for by FASTFF_TEST_DEVICE=cuda")
 
 
 def layers() -> Iterator[tuple[FeedForwardLayer, Tensor]]:

@@ -69,9 +69,8 @@ def sort_slots(
     chunks = divided(slots, ROUND * rounds)
     most = slots if every or levels is not None else slots // walkers * min(level, walkers)
     launches = min(most, divided(most, config().tile) + groups)  # a bound: the true number would have to be waited for
-    shapes = ((2, chunks, groups), (groups,), (launches, 3), (slots,))
-    counts, sizes, tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in shapes)
-    counts, begins = counts
+    shapes = ((chunks, groups), (chunks, groups), (groups,), (launches, 3), (slots,))
+    counts, begins, sizes, tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in shapes)
     bounds = place.new_empty(groups + 1)
     options = {"LEVEL": level, "BELOW": below, "WALKERS": walkers, "DRAWN": levels is not None, "ALL": every}
     levels = place if levels is None else levels

@@ -11,7 +11,7 @@ from triton.runtime.errors import OutOfResources
 from fastff.ops.triton.config import Launch, config
 from fastff.ops.triton.kernels.columns import SMALLEST
 
-FEW_ENTRIES = 64
+FEW_ENTRIES = 64  # of a slot: where there are more, they are read column by column
 LEAST_ENTRIES = 8  # the compiler of gathers wants a tile to have at least as many as a program has threads
 _fitting: dict[tuple[Any, ...], int] = {}  # stages of launches, where they are fewer than asked for
 

@@ -48,6 +48,12 @@ def read_tile(pid, tiles, order, count, trees, BT: tl.constexpr, ORDER: tl.const
 
 
 @triton.jit
+def read_way(leaf, slot, here, BELOW: tl.constexpr, LEVELS: tl.constexpr):
+    """The way (BT,) of slots through a block of LEVELS, of which BELOW levels lie under it: the number of the exit."""
+    return (tl.load(leaf + slot, mask=here, other=0) >> BELOW).to(tl.int32) & ((1 << LEVELS) - 1)
+
+
+@triton.jit
 def _read_columns(
     column, group,
     KIND: tl.constexpr, FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,

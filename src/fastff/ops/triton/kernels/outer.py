@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.kernels.columns import AS_IT_IS, BY_TREE, SMALLEST, multiply, place_factors, rows_of
+from fastff.ops.triton.kernels.columns import (
+    AS_IT_IS,
+    BY_TREE,
+    SMALLEST,
+    multiply,
+    place_factors,
+    read_features,
+    read_way,
+    rows_of,
+)
 
 _AS_IT_IS, _BY_TREE, _SMALLEST = tl.constexpr(AS_IT_IS), tl.constexpr(BY_TREE), tl.constexpr(SMALLEST)
 
@@ -20,7 +29,6 @@ def outer_block(
     """
     group = tl.program_id(0) // SPLIT
     part = tl.program_id(0) % SPLIT
-    below: tl.constexpr = DEPTH - FIRST - LEVELS
     if ORDER == _BY_TREE:
         first, end = 0, count
     else:
@@ -31,7 +39,6 @@ def outer_block(
     column = tl.program_id(1) * C + tl.arange(0, C)
     row, exists = rows_of(column, group, KIND, FIRST, LEVELS, KEPT, WIDTH, SIDES)
     i = tl.program_id(2) * BI + tl.arange(0, BI)
-    inside = i < features
     total = tl.zeros([C, BI], tl.float32)
     ones = tl.full([BT, _SMALLEST], 1.0, x.dtype.element_ty)
     sums = tl.zeros([C, _SMALLEST], tl.float32)  # all columns alike: the matrix units add up faster than threads do
@@ -42,14 +49,12 @@ def outer_block(
             slot = tl.minimum(place, end - 1).to(tl.int64) * trees + group
         else:
             slot = tl.load(order + place, mask=here, other=0).to(tl.int64)
-        way = (tl.load(leaf + slot, mask=here, other=0) >> below).to(tl.int32) & ((1 << LEVELS) - 1)
+        way = read_way(leaf, slot, here, DEPTH - FIRST - LEVELS, LEVELS)
         a = place_factors(
             factor, factor, sign, slot, here, way, group, column, entries,
             KIND, FIRST, LEVELS, KEPT, WIDTH, SIDES, _AS_IT_IS, False, ENTRIES,
         )
-        tokens = tl.load(
-            x + (slot // trees)[:, None] * features + i[None, :], mask=here[:, None] & inside[None, :], other=0.0
-        )
+        tokens = read_features(x, slot // trees, here, i, features)
         a = tl.trans(a).to(tokens.dtype)
         total = multiply(a, tokens, total)
         if BIAS:
@@ -57,7 +62,7 @@ def outer_block(
     row += part.to(tl.int64) * rows
     tl.store(
         grad + row[:, None] * features + i[None, :], total.to(grad.dtype.element_ty),
-        mask=exists[:, None] & inside[None, :],
+        mask=exists[:, None] & (i < features)[None, :],
     )
     if BIAS:
         if tl.program_id(2) == 0:

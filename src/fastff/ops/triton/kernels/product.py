@@ -11,6 +11,7 @@ from fastff.ops.triton.kernels.columns import (
     read_features,
     read_rows,
     read_tile,
+    read_way,
     rows_of,
     store_own,
     tokens_times_rows,
@@ -42,7 +43,7 @@ def hidden_block(
     slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return
-    way = tl.load(leaf + slot, mask=here, other=0).to(tl.int32) & ((1 << LEVELS) - 1)
+    way = read_way(leaf, slot, here, 0, LEVELS)
     hidden_neurons(
         x, w1, b1, hidden, slot, here, group, way, tl.program_id(1) * C, trees, features,
         FIRST, LEVELS, DEPTH, WIDTH, P, BT, C, BI,
@@ -90,7 +91,7 @@ def gain_block(
         if LEAF_SIDES > 0:
             by_neuron = multiply(g, read_rows(w2, neuron, is_neuron, i, features), by_neuron)
             by_bias = multiply(g, read_rows(b2, own_leaf, is_leaf, i, features), by_bias)
-    way = tl.load(leaf + slot, mask=here, other=0).to(tl.int32) & ((1 << LEVELS) - 1)
+    way = read_way(leaf, slot, here, 0, LEVELS)
     if LEAF_SIDES > 0:
         store_own(
             leaf_gain, by_neuron, hidden, slot, here, way, group, begin, WIDTH,

@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastff.ops.triton.kernels.columns import ANCESTORS, LEAVES, NODES, multiply, place_factors, read_tile, rows_of
+from fastff.ops.triton.kernels.columns import (
+    ANCESTORS,
+    LEAVES,
+    NODES,
+    multiply,
+    place_factors,
+    read_tile,
+    read_way,
+    rows_of,
+)
 
 _NODES, _LEAVES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(LEAVES), tl.constexpr(ANCESTORS)
 
@@ -90,7 +99,7 @@ def spread_block(
     slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return
-    way = tl.load(leaf + slot, mask=here, other=0).to(tl.int32) & ((1 << LEVELS) - 1)
+    way = read_way(leaf, slot, here, 0, LEVELS)
     begin = tl.program_id(1) * share
     spread(
         node_factor, node_weight, leaf_factor, mask, leaf_weight, leaf_bias, y, slot, here, group, way, features,

@@ -16,6 +16,7 @@ from fastff.ops.triton.kernels.columns import (
     read_features,
     read_rows,
     read_tile,
+    read_way,
     rows_of,
     tokens_times_rows,
 )
@@ -60,7 +61,7 @@ def walk_block(
         exits = tl.where(inner, tl.gather(exits, child, 1), exits)
     prefix = (group & ((1 << FIRST) - 1)) << LEVELS
     if BEGIN:
-        way = (tl.load(leaf + slot, mask=here, other=0) >> (below - LEVELS)).to(tl.int32) & ((1 << LEVELS) - 1)
+        way = read_way(leaf, slot, here, below - LEVELS, LEVELS)
         for level in tl.static_range(LEVELS):
             # the other child of this level's node, numbered in its level, and in the block
             aside = (way >> (LEVELS - 1 - level)) ^ 1
@@ -103,7 +104,7 @@ def walk_leaves(
     if group < 0:
         return
     token = number // WALKERS // trees
-    way = tl.load(place + number, mask=here, other=0).to(tl.int32) & ((1 << LEVELS) - 1)
+    way = read_way(place, number, here, 0, LEVELS)
     child = tl.arange(0, CB)
     own_leaf, is_leaf = rows_of(child, group, _LEAVES, FIRST, LEVELS, DEPTH, 1, 1)
     gain = tokens_times_rows(grad_y, token, here, b2, own_leaf, is_leaf, out_features, BT, CB, BI)
