@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.overrides import _get_current_function_mode_stack
 
+from fastff import bench
 from fastff.bench import machine, measure
 from fastff.bench.inputs import Rotation, batch_count
 from fastff.bench.measure import COLD, WARM, Flush, Subject, rounds_of, summary
@@ -102,6 +104,20 @@ def test_candidates_take_turns_each_round_from_another_one_on():
     subjects = [Subject(lambda x, name=name: order.append(name), rotation(), seconds=1.0) for name in "abc"]
     list(rounds_of(subjects, cache=WARM, rounds=3, budget=10.0))
     assert "".join(order) == "abcbcacab"
+
+
+def test_nothing_stands_between_a_timed_call_and_pytorch(tmp_path, monkeypatch):
+    """A mode, such as that of a default device, calls each function of PyTorch through Python: three times the time."""
+    run_calls, modes = Subject.run, []
+
+    def run(self, calls):
+        modes.append(_get_current_function_mode_stack())
+        return run_calls(self, calls)
+
+    monkeypatch.setattr(Subject, "run", run)
+    bench.run(["quick"], bench.Settings(in_features=4, out_features=4, depth=1, tokens=(1,), rounds=3), tmp_path)
+    assert len(modes) > 3
+    assert not any(modes)
 
 
 def test_a_budget_ends_a_measurement_after_three_samples(clock):

@@ -23,7 +23,7 @@ def graphed(call: Call) -> Call:
                     call(*batch)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):  # that of the warm-up, to which autograd's nodes belong
                 captured[key] = (graph, call(*batch))
         graph, output = captured[key]
         graph.replay()

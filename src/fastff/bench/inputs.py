@@ -32,6 +32,10 @@ class Rotation:
                 g_TO = torch.randn(tokens, gradient_features, generator=generator, device="cpu").to(device, dtype)
                 self.batches.append((x_TI.requires_grad_(), g_TO))
 
+    @property
+    def device(self) -> torch.device:
+        return self.batches[0][0].device
+
     def __len__(self) -> int:
         return len(self.batches)
 

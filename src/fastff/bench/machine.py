@@ -51,10 +51,10 @@ def gpu() -> dict[str, Any]:
     }
 
 
-def wait() -> None:
-    """Until all that was launched on the default device is done."""
-    if torch.get_default_device().type != "cpu":
-        torch.accelerator.synchronize()
+def wait(device: torch.device) -> None:
+    """Until all that was launched on the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def cpu_name() -> str:

@@ -52,12 +52,12 @@ class Subject:
         """Seconds of so many calls on the next inputs."""
         batches = self.rotation.take(self.position, calls)
         self.position += calls
-        call = self.call
-        wait()
+        call, device = self.call, self.rotation.device
+        wait(device)
         start = perf_counter()
         for batch in batches:
             call(*batch)
-        wait()
+        wait(device)
         return perf_counter() - start
 
     def calibrate(self) -> None:
@@ -111,7 +111,10 @@ def rounds_of(subjects: list[Subject], *, cache: str, rounds: int, budget: float
     """
     for subject in subjects:
         subject.samples, subject.spent = [], 0.0
-    flush = Flush() if cache == COLD else None
+    flush = None
+    if cache == COLD and subjects:
+        with subjects[0].rotation.device:
+            flush = Flush()
     for number in range(rounds):
         shift = number % max(1, len(subjects))
         for subject in subjects[shift:] + subjects[:shift]:

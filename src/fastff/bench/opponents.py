@@ -46,7 +46,7 @@ class GatherBmm(nn.Module):
         N = layer.w_in.shape[1]
         y_TO = x_TI.new_zeros(len(x_TI), layer.out_features)
         for tree in range(layer.trees):
-            node_T = torch.zeros(len(x_TI), dtype=torch.int64)
+            node_T = x_TI.new_zeros(len(x_TI), dtype=torch.int64)
             for _ in range(layer.depth + 1):
                 row_T = node_T + tree * N
                 z_T11 = torch.bmm(w_in[row_T].unsqueeze(1), x_TI.unsqueeze(2)) + b_in[row_T].view(-1, 1, 1)

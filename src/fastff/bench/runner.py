@@ -57,9 +57,10 @@ def run(
     plans = {name: deque(SUITES[name].groups(settings)) for name in suites}
     faults: list[Exception] = []
     results = []
-    with threads(settings.threads), torch.device(settings.device):
+    with threads(settings.threads):
         for name, groups in plans.items():
-            results.append(Results(name, folder, SUITES[name].limited(settings)))
+            with torch.device(settings.device):
+                results.append(Results(name, folder, SUITES[name].limited(settings)))
             try:
                 _Suite(results[-1], groups, on_progress or (lambda *_: None), faults).run()
             finally:
@@ -104,34 +105,36 @@ class _Suite:
 
     def _prepare(self, group: Group, candidate: Candidate, rotations: dict[torch.dtype, Rotation]) -> Subject:
         """A candidate built, checked and run once."""
-        self._foresee(group, candidate)
-        training = is_training(group.kind)
-        torch.manual_seed(self.settings.seed)
-        module = candidate.build(training=training)
-        if candidate.dtype not in rotations:
-            rotations[candidate.dtype] = group.rotation(self.settings, candidate.dtype)
-        rotation = rotations[candidate.dtype]
-        if training:
-            check_gradients(candidate, module, rotation.batches)
-        if group.kind == STEP:
-            check_steps(candidate, module, rotation.batches)
+        training, device = is_training(group.kind), torch.device(self.settings.device)
+        with device:  # never around what is timed: every function of PyTorch would be called through Python
+            self._foresee(group, candidate)
+            torch.manual_seed(self.settings.seed)
+            module = candidate.build(training=training)
+            if candidate.dtype not in rotations:
+                rotations[candidate.dtype] = group.rotation(self.settings, candidate.dtype)
+            rotation = rotations[candidate.dtype]
+            if training:
+                check_gradients(candidate, module, rotation.batches)
+            if group.kind == STEP:
+                check_steps(candidate, module, rotation.batches)
         call = call_of(group.kind, module, candidate.optimizer and candidate.optimizer(module))
         if candidate.graph:
             call = graphed(call)
         with mode_of(group.kind):
-            if self.settings.device != "cpu" or isinstance(module, Compiled):
+            if device.type != "cpu" or isinstance(module, Compiled):
                 call(*rotation.batches[0])  # compiles kernels, which is not timed
-                wait()
+                wait(device)
             start = time.perf_counter()
             first = call(*rotation.batches[0])
-            wait()
+            wait(device)
             seconds = time.perf_counter() - start
             self._refuse_slow(seconds)
             if not training:
                 others = rotation.batches[1 : -(-CHECKED_TOKENS // group.tokens)]
                 outputs = [first, *(call(*batch) for batch in others)]
                 inputs = [batch[0] for batch in (rotation.batches[0], *others)]
-                (group.check or check_output)(candidate, module, inputs, outputs)
+                with device:
+                    (group.check or check_output)(candidate, module, inputs, outputs)
             subject = Subject(call, rotation, seconds)
             subject.calibrate()
         self.known[group.kind, candidate.series] = (group.tokens, _work(group, candidate), subject.seconds)

@@ -54,8 +54,9 @@ def to_json(change: Change) -> dict[str, Any]:
 def measure(candidate: LayerCandidate, kind: str, s: Settings, tokens: int, change: Change) -> float:
     """Seconds of a call, the median of a few rounds."""
     with use_config(**change):
-        module = candidate.build(training=is_training(kind))
-        rotation = Group(kind, tokens, [candidate]).rotation(s, candidate.dtype)
+        with torch.device(s.device):
+            module = candidate.build(training=is_training(kind))
+            rotation = Group(kind, tokens, [candidate]).rotation(s, candidate.dtype)
         call = call_of(kind, module)
         subject = Subject(graphed(call) if s.device == "cuda" else call, rotation, 1e-3)
         with mode_of(kind):
@@ -71,7 +72,9 @@ def tune(s: Settings, tokens: int, path: Path, *, backward: bool, tried: list[Ch
     times as long.
     """
     rows: list[dict[str, Any]] = []
-    found = {"versions": versions(), "machine": machine(), "settings": s.to_json(), "tokens": tokens, "rows": rows}
+    with torch.device(s.device):
+        about = machine()
+    found = {"versions": versions(), "machine": about, "settings": s.to_json(), "tokens": tokens, "rows": rows}
     subjects = [(ultra(s, torch.bfloat16), FORWARD)]
     if backward:
         wide = tree(s, s.depth, 1, "exact", dtype=torch.bfloat16)
@@ -99,9 +102,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--backward", action="store_true", help="training too, which takes many minutes to compile")
     arguments = parser.parse_args()
-    settings = Settings(device=arguments.device)
-    with torch.device(arguments.device):
-        tune(settings, arguments.tokens, arguments.out, backward=arguments.backward)
+    tune(Settings(device=arguments.device), arguments.tokens, arguments.out, backward=arguments.backward)
 
 
 if __name__ == "__main__":
