@@ -8,11 +8,12 @@ from torch import Tensor
 from fastff.ops.activation import ACTIVATIONS
 from fastff.ops.checks import check_choice, check_tensor
 from fastff.ops.triton.blocks import Blocks, Rows
+from fastff.ops.triton.config import SHORT
 from fastff.ops.triton.group import sort_slots
 from fastff.ops.triton.kernels.columns import LEAVES, SMALLEST
 from fastff.ops.triton.kernels.learn import learn_path
-from fastff.ops.triton.launch import columns, divided, on_device
-from fastff.ops.triton.outers import outer
+from fastff.ops.triton.launch import columns, divided, launch, on_device
+from fastff.ops.triton.outers import Outer, fill
 from fastff.ops.triton.products import gains, hidden_neurons
 from fastff.ops.triton.sums import spread
 
@@ -86,12 +87,27 @@ def indexed_backward(grad_y: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, .
             gain, bias_gain = torch.empty_like(hidden), hidden.new_empty(T, S, 1)
             gains(blocks, grad_y, None, Rows(hidden, e.w2, 1), e.b2, (gain, gain, bias_gain))
             factor, amplitude = torch.empty_like(hidden), torch.empty_like(hidden)
-            learn_path[divided(T * S, SMALLEST),](
-                *(hidden, gain, hidden, gain, kept, bias_gain, gain, e.index, gain),
-                *(factor, amplitude, factor, amplitude, T * S),
-                **{"DEPTH": 0, "WIDTH": W, "NODE_SIDES": 0, "LEAF_SIDES": 1, "ACTIVATION": activation},
-                **{"GRADIENT": 0, "MASKED": e.mask is not None, "GIVEN": False},
-                **{"BT": SMALLEST, "P": 1, "C": columns(W)},
+            launch(
+                learn_path,
+                (divided(T * S, SMALLEST),),
+                SHORT,
+                (
+                    *(hidden, gain, hidden, gain, kept, bias_gain, gain, e.index, gain),
+                    *(factor, amplitude, factor, amplitude, T * S),
+                ),
+                {
+                    "DEPTH": 0,
+                    "WIDTH": W,
+                    "NODE_SIDES": 0,
+                    "LEAF_SIDES": 1,
+                    "ACTIVATION": activation,
+                    "GRADIENT": 0,
+                    "MASKED": e.mask is not None,
+                    "GIVEN": False,
+                    "BT": SMALLEST,
+                    "P": 1,
+                    "C": columns(W),
+                },
             )
             if wanted[5]:
                 grads[5] = ((amplitude * gain).sum(-1) + bias_gain.squeeze(-1)).to(x.dtype)
@@ -100,12 +116,14 @@ def indexed_backward(grad_y: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, .
                 factor, amplitude = factor * weight, amplitude * weight
             if wanted[0]:
                 spread(blocks, grads[0], None, Rows(factor, e.w1, 1))
+            outers = []
             if wanted[1] or wanted[2]:
-                outer(blocks, factor, e.x, grads[1], LEAVES, width=W, bias=grads[2])
+                outers.append(Outer(blocks, factor, e.x, grads[1], LEAVES, W, bias=grads[2]))
             if wanted[3]:
-                outer(blocks, amplitude, grad_y, grads[3], LEAVES, width=W)
+                outers.append(Outer(blocks, amplitude, grad_y, grads[3], LEAVES, W))
             if wanted[4]:
-                outer(blocks, weight, grad_y, grads[4], LEAVES)
+                outers.append(Outer(blocks, weight, grad_y, grads[4], LEAVES))
+            fill(outers)
     else:
         grads = [g.zero_() for g in grads]
     return tuple(g if w else g.new_empty(0) for g, w in zip(grads, wanted, strict=True))

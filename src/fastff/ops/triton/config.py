@@ -27,6 +27,9 @@ class Launch:
         return self.row // dtype.itemsize
 
 
+SHORT = Launch(row=128, warps=4, stages=3)  # of kernels that take a few microseconds at most
+
+
 @dataclass(frozen=True)
 class Config:
     """Sizes of tiles, and of the launches. None depends on the number of tokens, as the bits of a row depend on them.

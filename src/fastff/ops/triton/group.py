@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastff.ops.triton.config import config
+from fastff.ops.triton.config import SHORT, config
 from fastff.ops.triton.kernels.columns import BY_TREE, SORTED
 from fastff.ops.triton.kernels.sort import count_keys, divide_groups, order_keys
-from fastff.ops.triton.launch import divided, power_of_two
+from fastff.ops.triton.launch import divided, launch, power_of_two
 
 ROUND = 64  # slots of which one program finds the ranks at a time, by comparing all pairs
 MOST_CHUNKS, MOST_COUNTS = 1024, 1 << 20  # a chunk takes several rounds where there would be more of them, or of groups
@@ -75,13 +75,22 @@ def sort_slots(
     options = {"LEVEL": level, "BELOW": below, "WALKERS": walkers, "DRAWN": levels is not None, "ALL": every}
     levels = place if levels is None else levels
     BG = min(MOST_GROUPS, power_of_two(groups))
-    count_keys[chunks,](place, levels, counts, slots, trees, groups, rounds, **options, ROUND=ROUND, BG=BG)
+    launch(
+        count_keys,
+        (chunks,),
+        SHORT,
+        (place, levels, counts, slots, trees, groups, rounds),
+        {**options, "ROUND": ROUND, "BG": BG},
+    )
     many = chunks * groups > FEW_COUNTS
     if many:
-        divide_groups[divided(groups, DIVIDED),](counts, sizes, chunks, groups, BC=CHUNKS, BG=DIVIDED)
-    order_keys[chunks,](
-        *(place, levels, counts, sizes, begins, bounds, tiles, order, slots, trees, groups, rounds, launches),
-        **options,
-        **{"DIVIDED": many, "ROUND": ROUND, "BC": COUNTS // BG, "BG": BG, "BT": config().tile},
+        grid = (divided(groups, DIVIDED),)
+        launch(divide_groups, grid, SHORT, (counts, sizes, chunks, groups), {"BC": CHUNKS, "BG": DIVIDED})
+    launch(
+        order_keys,
+        (chunks,),
+        SHORT,
+        (place, levels, counts, sizes, begins, bounds, tiles, order, slots, trees, groups, rounds, launches),
+        {**options, "DIVIDED": many, "ROUND": ROUND, "BC": COUNTS // BG, "BG": BG, "BT": config().tile},
     )
     return Groups(SORTED, tiles, order, bounds, launches, slots)

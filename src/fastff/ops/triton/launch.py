@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
 
 from fastff.ops.triton.config import Launch, config
-from fastff.ops.triton.kernels.columns import SMALLEST
+from fastff.ops.triton.kernels.columns import INTERPRETED, SMALLEST
 
 FEW_ENTRIES = 64  # of a slot: where there are more, they are read column by column
 LEAST_ENTRIES = 8  # the compiler of gathers wants a tile to have at least as many as a program has threads
@@ -48,7 +49,10 @@ def launch(
     """Launch a kernel with the warps and stages of `sizes`, or with fewer stages where a card's shared memory does not
     hold them; the results are the same.
     """
-    stages = sizes.stages
+    stages, early = sizes.stages, not INTERPRETED and _starts_early(driver.active.get_current_device())
+    constants = {**constants, "EARLY": early}
+    if early:
+        constants["launch_pdl"] = True
     while True:
         if _fitting:
             stages = _fitting.get(_key(kernel, sizes, constants), stages)
@@ -59,6 +63,13 @@ def launch(
             if stages == 1:
                 raise
             _fitting[_key(kernel, sizes, constants)] = stages - 1
+
+
+@cache
+def _starts_early(device: int) -> bool:
+    """Whether kernels can be launched on the device, the current one, while the one before them runs."""
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
 
 
 def _key(kernel: Any, sizes: Launch, constants: dict[str, Any]) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.triton.blocks import Blocks, Rows
-from fastff.ops.triton.config import config
+from fastff.ops.triton.config import SHORT, config
 from fastff.ops.triton.kernels.base import add_base
 from fastff.ops.triton.kernels.columns import AS_IT_IS, LEAVES, SMALLEST
 from fastff.ops.triton.kernels.spread import add_parts, spread_block
@@ -79,16 +79,15 @@ def sum_constants(
 def add_trees(parts: Tensor, y: Tensor, gate: Tensor | None) -> None:
     """y (tokens, features): the sum of parts (tokens, trees, features), times gate (tokens, trees) if any."""
     (T, O), K, BO = y.shape, parts.shape[1], config().sums.features(y.dtype)
-    gated = gate is not None
-    grid = divided(T, SMALLEST), divided(O, BO)
-    add_parts[grid](parts, gate if gated else y, y, T, K, O, GATED=gated, BT=SMALLEST, BO=BO)
+    arguments = (parts, y if gate is None else gate, y, T, K, O)
+    constants = {"GATED": gate is not None, "BT": SMALLEST, "BO": BO}
+    launch(add_parts, (divided(T, SMALLEST), divided(O, BO)), SHORT, arguments, constants)
 
 
 def with_base(leaves: list[Tensor], base: list[Tensor]) -> list[Tensor]:
     """Leaves (trees, number, ...), to each of which the base (trees, 1, ...) is added."""
     made, number = [torch.empty_like(t) for t in leaves], leaves[0].shape[1]
     sizes, totals = [t.numel() // t.shape[0] for t in base], [t.numel() for t in leaves]
-    add_base[sum(divided(total, ADDED) for total in totals),](
-        *leaves, *base, *made, *sizes, *totals, number, BLOCK=ADDED
-    )
+    grid = (sum(divided(total, ADDED) for total in totals),)
+    launch(add_base, grid, SHORT, (*leaves, *base, *made, *sizes, *totals, number), {"BLOCK": ADDED})
     return made

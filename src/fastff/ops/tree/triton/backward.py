@@ -9,11 +9,12 @@ from fastff.ops.checks import check_choice, check_tensor
 from fastff.ops.tree.triton.inputs import Call, Tree
 from fastff.ops.tree.triton.walk import EXACT, SAMPLED, walk
 from fastff.ops.triton.blocks import Blocks, Rows
+from fastff.ops.triton.config import SHORT
 from fastff.ops.triton.group import Groups, by_tree
 from fastff.ops.triton.kernels.columns import LEAVES, NODES, SMALLEST
 from fastff.ops.triton.kernels.learn import learn_path
-from fastff.ops.triton.launch import columns, divided, on_device, power_of_two
-from fastff.ops.triton.outers import outer
+from fastff.ops.triton.launch import columns, divided, launch, on_device, power_of_two
+from fastff.ops.triton.outers import Outer, fill
 from fastff.ops.triton.products import gains
 from fastff.ops.triton.sums import spread
 
@@ -69,20 +70,25 @@ def _backward(call: Call, wanted: list[bool]) -> list[Tensor | None]:
         nodes = Rows(grad_node, tree.node_weight, 1) if tree.D else None
         spread(last, grads[0], nodes, Rows(grad_hidden, tree.w1, 1) if W else None)
     grads[1:4] = (None if t is None else torch.empty_like(t) for t in (tree.node_weight, tree.node_bias, tree.node_out))
-    for first, levels in plan.blocks:
-        blocks = tree.blocks(first, levels, groups[first], leaf)
-        if wanted[1] or wanted[2]:
-            outer(blocks, grad_node, tree.x, grads[1], NODES, bias=grads[2])
-        if wanted[3]:
-            outer(blocks, node_amplitude, grad_y, grads[3], NODES, sides=tree.node_sides, logits=call.logits)
+    outers = []
     if W:
         w1, b1, w2, b2 = grads[4:8] = [torch.empty_like(t) for t in (tree.w1, tree.b1, tree.w2, tree.b2)]
         if any(wanted[i] for i in (4, 5, 8, 9)):
-            outer(last, grad_hidden, tree.x, w1, LEAVES, width=W, bias=b1)
+            outers.append(Outer(last, grad_hidden, tree.x, w1, LEAVES, W, bias=b1))
         if wanted[6] or wanted[10]:
-            outer(last, leaf_amplitude, grad_y, w2, LEAVES, width=W, sides=tree.leaf_sides, logits=call.hidden)
+            outers.append(Outer(last, leaf_amplitude, grad_y, w2, LEAVES, W, tree.leaf_sides, logits=call.hidden))
         if wanted[7] or wanted[11]:
-            outer(last, torch.ones_like(leaf, dtype=torch.float32).unsqueeze(-1), grad_y, b2, LEAVES)
+            ones = torch.ones_like(leaf, dtype=torch.float32).unsqueeze(-1)
+            outers.append(Outer(last, ones, grad_y, b2, LEAVES))
+    for first, levels in reversed(plan.blocks):
+        blocks = tree.blocks(first, levels, groups[first], leaf)
+        if wanted[1] or wanted[2]:
+            outers.append(Outer(blocks, grad_node, tree.x, grads[1], NODES, bias=grads[2]))
+        if wanted[3]:
+            sides = tree.node_sides
+            outers.append(Outer(blocks, node_amplitude, grad_y, grads[3], NODES, 1, sides, logits=call.logits))
+    fill(outers)
+    if W:
         grads[8:] = (g.sum(1, keepdim=True) if w else None for g, w in zip(grads[4:8], wanted[8:], strict=True))
     return grads
 
@@ -99,12 +105,26 @@ def _learn(call: Call, last: Blocks, groups: dict[int, Groups]) -> tuple[Tensor,
     other = walk(call, groups) if gradient in (SAMPLED, EXACT) else gain
     made = tuple(torch.empty_like(t) for t in (logits, logits, hidden, hidden))
     given = gain if call.grad_logits is None else call.grad_logits
-    learn_path[divided(T * K, SMALLEST),](
-        *(logits, gain, hidden, leaf_gain, hidden if tree.mask is None else tree.mask, bias_gain, other),
-        *(call.leaf if call.levels is None else call.levels, given, *made, T * K),
-        **{"DEPTH": D, "WIDTH": W, "NODE_SIDES": tree.node_sides, "LEAF_SIDES": tree.leaf_sides},
-        **{"ACTIVATION": tree.activation, "GRADIENT": gradient, "MASKED": tree.mask is not None},
-        **{"GIVEN": call.grad_logits is not None, "BT": SMALLEST, "P": power_of_two(max(D, 1))},
-        **{"C": columns(W)},
+    launch(
+        learn_path,
+        (divided(T * K, SMALLEST),),
+        SHORT,
+        (
+            *(logits, gain, hidden, leaf_gain, hidden if tree.mask is None else tree.mask, bias_gain, other),
+            *(call.leaf if call.levels is None else call.levels, given, *made, T * K),
+        ),
+        {
+            "DEPTH": D,
+            "WIDTH": W,
+            "NODE_SIDES": tree.node_sides,
+            "LEAF_SIDES": tree.leaf_sides,
+            "ACTIVATION": tree.activation,
+            "GRADIENT": gradient,
+            "MASKED": tree.mask is not None,
+            "GIVEN": call.grad_logits is not None,
+            "BT": SMALLEST,
+            "P": power_of_two(max(D, 1)),
+            "C": columns(W),
+        },
     )
     return made

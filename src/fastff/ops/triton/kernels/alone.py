@@ -9,6 +9,7 @@ import triton.language as tl
 from fastff.ops.triton.kernels.descend import descend
 from fastff.ops.triton.kernels.product import hidden_neurons
 from fastff.ops.triton.kernels.spread import spread
+from fastff.ops.triton.kernels.turn import await_turn
 
 
 @triton.jit
@@ -19,13 +20,14 @@ def pass_alone(
     WIDTH: tl.constexpr, NODE_SIDES: tl.constexpr, LEAF_SIDES: tl.constexpr, ACTIVATION: tl.constexpr,
     MASKED: tl.constexpr, BIAS: tl.constexpr, NODE_ENTRIES: tl.constexpr, LEAF_ENTRIES: tl.constexpr,
     LEAF_COLUMNS: tl.constexpr, CA: tl.constexpr, CN: tl.constexpr, CL: tl.constexpr, CB: tl.constexpr,
-    CH: tl.constexpr, BT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
+    CH: tl.constexpr, BT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, EARLY: tl.constexpr,
 ):
     """What `descend_block`, `hidden_block` and `spread_block` set of the slot program_id(0), and its features from
     program_id(1) * share on; what several programs set of a slot is the same.
 
     BLOCKS: first level and levels of each block on a way. REACHED: whether the last computes the hidden neurons.
     """
+    await_turn(EARLY)
     pid = tl.program_id(0)
     here = tl.arange(0, BT) == 0
     slot = pid.to(tl.int64) + tl.zeros([BT], tl.int64)

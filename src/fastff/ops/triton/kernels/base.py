@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from fastff.ops.triton.kernels.turn import await_turn
+
 
 @triton.jit
 def _add(own, base, out, size, total, leaves, block, BLOCK: tl.constexpr):
@@ -18,9 +20,10 @@ def _add(own, base, out, size, total, leaves, block, BLOCK: tl.constexpr):
 def add_base(
     w1, b1, w2, b2, base_w1, base_b1, base_w2, base_b2, out_w1, out_b1, out_w2, out_b2,
     size_w1, size_b1, size_w2, size_b2, total_w1, total_b1, total_w2, total_b2, leaves,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):
     """The blocks of the four tensors lie one after the other in the grid."""
+    await_turn(EARLY)
     block = tl.program_id(0)
     end_w1 = tl.cdiv(total_w1, BLOCK)
     end_b1 = end_w1 + tl.cdiv(total_b1, BLOCK)

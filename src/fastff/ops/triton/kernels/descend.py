@@ -13,6 +13,7 @@ from fastff.ops.triton.kernels.columns import (
     rows_of,
     store_own,
 )
+from fastff.ops.triton.kernels.turn import await_turn
 
 _NODES, _LEAVES = tl.constexpr(NODES), tl.constexpr(LEAVES)
 
@@ -60,9 +61,10 @@ def descend(
 def descend_block(
     x, weight, bias, w1, b1, tiles, order, logits, leaf, hidden, count, trees, features,
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr,
-    BT: tl.constexpr, C: tl.constexpr, CL: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
+    BT: tl.constexpr, C: tl.constexpr, CL: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
 ):
     """`descend` for a tile of slots; the leaf (slots,) is set as far as it is decided, its further bits 0."""
+    await_turn(EARLY)
     slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return

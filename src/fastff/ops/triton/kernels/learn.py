@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from fastff.ops.triton.kernels.columns import respond
+from fastff.ops.triton.kernels.turn import await_turn
 
 
 @triton.jit
@@ -12,13 +13,14 @@ def learn_path(
     grad_hidden, leaf_amplitude, slots,
     DEPTH: tl.constexpr, WIDTH: tl.constexpr, NODE_SIDES: tl.constexpr, LEAF_SIDES: tl.constexpr,
     ACTIVATION: tl.constexpr, GRADIENT: tl.constexpr, MASKED: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
-    P: tl.constexpr, C: tl.constexpr,
+    P: tl.constexpr, C: tl.constexpr, EARLY: tl.constexpr,
 ):
     """Gradients and amplitudes of the nodes (slots, DEPTH) and hidden neurons (slots, WIDTH) on the way.
 
     Gains are grad_y . row. `other` holds what the sides not taken are worth: (slots, DEPTH) if GRADIENT is exact (3),
     (slots,) of the drawn level if sampled (2).
     """
+    await_turn(EARLY)
     slot = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     here = slot < slots
     worth = tl.zeros([BT], tl.float32)  # grad_y . output of the leaf

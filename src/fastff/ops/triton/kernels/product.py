@@ -16,6 +16,7 @@ from fastff.ops.triton.kernels.columns import (
     store_own,
     tokens_times_rows,
 )
+from fastff.ops.triton.kernels.turn import await_turn
 
 _NODES, _LEAVES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(LEAVES), tl.constexpr(ANCESTORS)
 
@@ -37,9 +38,10 @@ def hidden_neurons(
 def hidden_block(
     x, w1, b1, tiles, order, leaf, hidden, count, trees, features,
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr,
-    BT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
+    BT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
 ):
     """`hidden_neurons` for a tile of slots."""
+    await_turn(EARLY)
     slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return
@@ -57,6 +59,7 @@ def gain_block(
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NODE_SIDES: tl.constexpr,
     LEAF_SIDES: tl.constexpr, NODE_ENTRIES: tl.constexpr, LEAF_ENTRIES: tl.constexpr, CA: tl.constexpr,
     CN: tl.constexpr, CL: tl.constexpr, CB: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """What grad_y gains by the output rows on each slot's way: node_gain (slots, DEPTH), leaf_gain (slots, WIDTH) and
     bias_gain (slots,); of two rows of a neuron by that of the side of its logit.
@@ -64,6 +67,7 @@ def gain_block(
     NODE_SIDES and LEAF_SIDES are 0 where there are no such rows; CA, CN, CL and CB are the columns of ancestors, nodes,
     neurons and leaves that a program takes. The neurons may need several programs; the first one does the rest.
     """
+    await_turn(EARLY)
     slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return

@@ -8,6 +8,8 @@ integers, so the result is the same from run to run.
 import triton
 import triton.language as tl
 
+from fastff.ops.triton.kernels.turn import await_turn
+
 
 @triton.jit
 def _read_keys(
@@ -33,9 +35,10 @@ def _read_keys(
 def count_keys(
     place, levels, counts, slots, trees, groups, rounds,
     LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
-    ROUND: tl.constexpr, BG: tl.constexpr,
+    ROUND: tl.constexpr, BG: tl.constexpr, EARLY: tl.constexpr,
 ):
     """counts (chunks, groups) int32: the entries of each chunk, of `rounds` times ROUND, in each group."""
+    await_turn(EARLY)
     chunk = tl.program_id(0)
     own = counts + chunk.to(tl.int64) * groups
     for start in range(0, groups, BG):
@@ -49,10 +52,11 @@ def count_keys(
 
 
 @triton.jit
-def divide_groups(counts, sizes, chunks, groups, BC: tl.constexpr, BG: tl.constexpr):
+def divide_groups(counts, sizes, chunks, groups, BC: tl.constexpr, BG: tl.constexpr, EARLY: tl.constexpr):
     """Turn counts (chunks, groups) into where a chunk's share of a group begins, relative to the group; set sizes
     (groups,) int32.
     """
+    await_turn(EARLY)
     g = tl.program_id(0) * BG + tl.arange(0, BG)
     total = tl.zeros([BG], tl.int32)
     for first in range(0, chunks, BC):
@@ -70,12 +74,14 @@ def order_keys(
     place, levels, counts, sizes, begins, bounds, tiles, order, slots, trees, groups, rounds, most,
     LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
     DIVIDED: tl.constexpr, ROUND: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """order (entries,) int32: the entries by group, within one in their own order; bounds (groups + 1,) int64 and tiles
     (most, 3) int32 of the groups, of which each program writes some. `begins` (chunks, groups) is scratch.
 
     DIVIDED: whether counts and sizes are as `divide_groups` leaves them, else as `count_keys` does.
     """
+    await_turn(EARLY)
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     own_begins = begins + chunk.to(tl.int64) * groups
     entries = 0

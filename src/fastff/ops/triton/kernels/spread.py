@@ -13,6 +13,7 @@ from fastff.ops.triton.kernels.columns import (
     read_way,
     rows_of,
 )
+from fastff.ops.triton.kernels.turn import await_turn
 
 _NODES, _LEAVES, _ANCESTORS = tl.constexpr(NODES), tl.constexpr(LEAVES), tl.constexpr(ANCESTORS)
 
@@ -94,8 +95,10 @@ def spread_block(
     LEAF_SIDES: tl.constexpr, ACTIVATION: tl.constexpr, MASKED: tl.constexpr, BIAS: tl.constexpr,
     NODE_ENTRIES: tl.constexpr, LEAF_ENTRIES: tl.constexpr, LEAF_COLUMNS: tl.constexpr, CA: tl.constexpr,
     CN: tl.constexpr, CL: tl.constexpr, CB: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr, ORDER: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """`spread` for a tile of slots, and `share` of the features."""
+    await_turn(EARLY)
     slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return
@@ -110,8 +113,12 @@ def spread_block(
 
 
 @triton.jit
-def add_parts(parts, gate, y, tokens, trees, features, GATED: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr):
+def add_parts(
+    parts, gate, y, tokens, trees, features,
+    GATED: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr, EARLY: tl.constexpr,
+):
     """y (tokens, features): the sum of parts (tokens, trees, features), times gate (tokens, trees), in their order."""
+    await_turn(EARLY)
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     there = (t < tokens)[:, None] & (o < features)[None, :]

@@ -20,6 +20,7 @@ from fastff.ops.triton.kernels.columns import (
     rows_of,
     tokens_times_rows,
 )
+from fastff.ops.triton.kernels.turn import await_turn
 
 _NODES, _LEAVES = tl.constexpr(NODES), tl.constexpr(LEAVES)
 
@@ -30,7 +31,7 @@ def walk_block(
     features, out_features,
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, SIDES: tl.constexpr, ACTIVATION: tl.constexpr,
     WALKERS: tl.constexpr, DRAWN: tl.constexpr, BEGIN: tl.constexpr, BT: tl.constexpr, C: tl.constexpr,
-    BI: tl.constexpr, ORDER: tl.constexpr,
+    BI: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
 ):
     """Take walkers through a block: add to worth (slots, WALKERS) what they gain, set end (slots, WALKERS) int64, the
     leaf as far as it is decided.
@@ -39,6 +40,7 @@ def walk_block(
     their own way (`leaf`), whose walkers of the block's levels set out; otherwise walkers that come from above,
     numbered slot * WALKERS + walker in `order`.
     """
+    await_turn(EARLY)
     below: tl.constexpr = DEPTH - FIRST
     number, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
@@ -94,12 +96,13 @@ def walk_leaves(
     x, w1, b1, grad_y, w2, b2, tiles, order, place, worth, count, trees, features, out_features,
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, SIDES: tl.constexpr,
     ACTIVATION: tl.constexpr, WALKERS: tl.constexpr, COLUMNS: tl.constexpr, BT: tl.constexpr, C: tl.constexpr,
-    CB: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
+    CB: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
 ):
     """Add to worth (slots, WALKERS) what the leaves gain in which walkers ended; `place` says which.
 
     COLUMNS: hidden neurons of a block; CB: at least its leaves, 16 or more.
     """
+    await_turn(EARLY)
     number, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
         return
