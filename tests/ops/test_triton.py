@@ -58,7 +58,12 @@ def assert_sorted(found: Any, key: Tensor, groups: int) -> None:
 def test_slots_are_sorted_by_node(T, K, level, depth):
     place = torch.randint(1 << depth, (T, K))
     key = ((torch.arange(K) << level) + (place >> (depth - level))).flatten()
-    assert_sorted(sort_slots(place, K << level, trees=K, level=level, below=depth - level), key, K << level)
+    options = {"trees": K, "level": level, "below": depth - level}
+    assert_sorted(sort_slots(place, K << level, **options), key, K << level)
+    counts = group.new_counts(place, K << level)
+    for row, tile in zip(counts, key.view(T, K).split(64), strict=True):
+        row.copy_(tile.flatten().bincount(minlength=K << level))
+    assert_sorted(sort_slots(place, K << level, **options, counts=counts), key, K << level)
 
 
 def test_slots_of_one_group_and_of_many_groups():
@@ -225,8 +230,8 @@ def test_fewer_loads_are_under_way_where_memory_does_not_hold_them():
             self.most = most
 
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
-            def run(number: int, *, BT: int, num_warps: int, num_stages: int) -> None:
-                tried.append((grid, number, BT, num_warps, num_stages))
+            def run(number: int, *, BT: int, EARLY: bool, num_warps: int, num_stages: int) -> None:
+                tried.append((grid, number, BT, EARLY, num_warps, num_stages))
                 if num_stages > self.most:
                     raise OutOfResources(10 * num_stages, 10 * self.most, "shared memory")
 
@@ -235,7 +240,7 @@ def test_fewer_loads_are_under_way_where_memory_does_not_hold_them():
     kernel, sizes = Kernel(2), Launch(row=128, warps=4, stages=4)
     for _ in range(2):
         launch(kernel, (3,), sizes, (7,), {"BT": 16})
-    assert tried == [((3,), 7, 16, 4, stages) for stages in (4, 3, 2, 2)]
+    assert tried == [((3,), 7, 16, False, 4, stages) for stages in (4, 3, 2, 2)]
     with pytest.raises(OutOfResources):
         launch(Kernel(0), (3,), sizes, (7,), {"BT": 16})
 

@@ -14,6 +14,7 @@ ROUND = 64  # slots of which one program finds the ranks at a time, by comparing
 MOST_CHUNKS, MOST_COUNTS = 1024, 1 << 20  # a chunk takes several rounds where there would be more of them, or of groups
 FEW_COUNTS = 1 << 13  # of chunks and groups: each chunk adds them up for itself
 COUNTS, MOST_GROUPS = 4096, 1024  # that it adds up at a time, and of how many groups
+FEW_GROUPS = 128  # among which it looks up that of each slot, rather than in memory
 CHUNKS, DIVIDED = 256, 16  # where there are more: chunks and groups of which one program finds the shares at a time
 
 
@@ -44,6 +45,16 @@ def by_tree(tokens: int, trees: int, like: Tensor) -> Groups:
     return Groups(BY_TREE, nothing, nothing, nothing, trees * divided(tokens, config().tile), tokens)
 
 
+def new_counts(place: Tensor, groups: int) -> Tensor | None:
+    """For who knows the groups before they are sorted: (tiles of tokens, groups) int32, how many slots of each tile's
+    tokens, (tokens, trees) in `place`, go to each; None where that would be too many.
+    """
+    chunks = divided(place.shape[0], ROUND)
+    if config().tile != ROUND or chunks > MOST_CHUNKS or chunks * groups > MOST_COUNTS:
+        return None
+    return place.new_empty(chunks, groups, dtype=torch.int32)
+
+
 def sort_slots(
     place: Tensor,
     groups: int,
@@ -54,6 +65,7 @@ def sort_slots(
     walkers: int = 1,
     levels: Tensor | None = None,
     every: bool = True,
+    counts: Tensor | None = None,
 ) -> Groups:
     """Slots, or the walkers of slots, by the node of `level` at which they are.
 
@@ -63,25 +75,24 @@ def sort_slots(
         groups: their number.
         levels: at which the walkers set out, where there is one a slot; else walker w at level w.
         every: whether all walkers count, or those that set out above the level.
+        counts: as `new_counts` made them, and filled, if they are known.
     """
-    slots = place.numel()
-    rounds = max(divided(slots * groups, ROUND * MOST_COUNTS), divided(slots, ROUND * MOST_CHUNKS))
+    slots, rounds = place.numel(), trees
+    if counts is None:
+        rounds = max(divided(slots * groups, ROUND * MOST_COUNTS), divided(slots, ROUND * MOST_CHUNKS))
     chunks = divided(slots, ROUND * rounds)
     most = slots if every or levels is not None else slots // walkers * min(level, walkers)
     launches = min(most, divided(most, config().tile) + groups)  # a bound: the true number would have to be waited for
-    shapes = ((chunks, groups), (chunks, groups), (groups,), (launches, 3), (slots,))
-    counts, begins, sizes, tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in shapes)
+    shapes = ((chunks, groups), (groups,), (launches, 3), (slots,))
+    begins, sizes, tiles, order = (place.new_empty(shape, dtype=torch.int32) for shape in shapes)
     bounds = place.new_empty(groups + 1)
     options = {"LEVEL": level, "BELOW": below, "WALKERS": walkers, "DRAWN": levels is not None, "ALL": every}
     levels = place if levels is None else levels
     BG = min(MOST_GROUPS, power_of_two(groups))
-    launch(
-        count_keys,
-        (chunks,),
-        SHORT,
-        (place, levels, counts, slots, trees, groups, rounds),
-        {**options, "ROUND": ROUND, "BG": BG},
-    )
+    if counts is None:
+        counts = torch.empty_like(begins)
+        arguments = (place, levels, counts, slots, trees, groups, rounds)
+        launch(count_keys, (chunks,), SHORT, arguments, {**options, "ROUND": ROUND, "BG": BG})
     many = chunks * groups > FEW_COUNTS
     if many:
         grid = (divided(groups, DIVIDED),)
@@ -91,6 +102,14 @@ def sort_slots(
         (chunks,),
         SHORT,
         (place, levels, counts, sizes, begins, bounds, tiles, order, slots, trees, groups, rounds, launches),
-        {**options, "DIVIDED": many, "ROUND": ROUND, "BC": COUNTS // BG, "BG": BG, "BT": config().tile},
+        {
+            **options,
+            "DIVIDED": many,
+            "FEW": rounds == 1 and groups <= FEW_GROUPS,
+            "ROUND": ROUND,
+            "BC": COUNTS // BG,
+            "BG": BG,
+            "BT": config().tile,
+        },
     )
     return Groups(SORTED, tiles, order, bounds, launches, slots)

@@ -9,7 +9,7 @@ from fastff.ops.tree.checks import check_count
 from fastff.ops.tree.triton.inputs import Tree
 from fastff.ops.triton.blocks import Rows
 from fastff.ops.triton.config import config
-from fastff.ops.triton.group import by_tree
+from fastff.ops.triton.group import by_tree, new_counts
 from fastff.ops.triton.kernels.alone import pass_alone
 from fastff.ops.triton.kernels.descend import descend_block
 from fastff.ops.triton.launch import columns, divided, entries_of_tile, launch, on_device, rows_of_tile
@@ -50,8 +50,12 @@ def _forward(tree: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             _pass_alone(tree, logits, leaf, hidden, nodes, leaves, y)
             return y, logits, leaf, hidden
         groups = {0: by_tree(T, K, leaf)}
+        counts: dict[int, Tensor | None] = {}  # by level, of who comes there
         for first, levels in plan.blocks:
-            here = groups[first] = groups.get(first) or tree.sort(first, leaf)
+            here = groups[first] = groups.get(first) or tree.sort(first, leaf, counts=counts.get(first))
+            if first == 0 and levels in (plan.first, *dict(plan.blocks)):
+                counts[levels] = new_counts(leaf, K << levels)
+            counted = counts.get(first + levels)
             reached = plan.reaches and first == plan.first
             sizes = config().gains if reached else config().products
             launch(
@@ -60,7 +64,8 @@ def _forward(tree: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 sizes,
                 (
                     *(x, tree.node_weight, tree.node_bias, *((tree.w1, tree.b1) if reached else (x, x))),
-                    *(here.tiles, here.order, logits, leaf, hidden, here.slots, K, x.shape[1]),
+                    *(here.tiles, here.order, logits, leaf, hidden, leaf if counted is None else counted),
+                    *(here.slots, K, x.shape[1]),
                 ),
                 {
                     "FIRST": first,
@@ -73,9 +78,11 @@ def _forward(tree: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                     "BT": config().tile,
                     "BI": sizes.features(x.dtype),
                     "ORDER": here.kind,
+                    "COUNTED": counted is not None,
                 },
             )
-        last = tree.blocks(plan.first, plan.last, groups.get(plan.first) or tree.sort(plan.first, leaf), leaf)
+        there = groups.get(plan.first) or tree.sort(plan.first, leaf, counts=counts.get(plan.first))
+        last = tree.blocks(plan.first, plan.last, there, leaf)
         if tree.W and not plan.reaches:
             hidden_neurons(last, x, tree.w1, tree.b1, hidden)
         spread(last, y, nodes, leaves, activation=tree.activation, bias=tree.b2, mask=tree.mask)

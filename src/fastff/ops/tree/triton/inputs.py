@@ -40,9 +40,9 @@ class Tree:
     def blocks(self, first: int, levels: int, groups: Groups, way: Tensor) -> Blocks:
         return Blocks(groups, self.K << first, self.K, self.D, first, levels, way)
 
-    def sort(self, level: int, way: Tensor, **walkers: Any) -> Groups:
+    def sort(self, level: int, way: Tensor, **more: Any) -> Groups:
         """Slots, or their walkers, sorted by the node of `level` on their way."""
-        return sort_slots(way, self.K << level, trees=self.K, level=level, below=self.D - level, **walkers)
+        return sort_slots(way, self.K << level, trees=self.K, level=level, below=self.D - level, **more)
 
 
 class Call(NamedTuple):

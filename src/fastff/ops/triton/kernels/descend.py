@@ -59,11 +59,16 @@ def descend(
 
 @triton.jit
 def descend_block(
-    x, weight, bias, w1, b1, tiles, order, logits, leaf, hidden, count, trees, features,
+    x, weight, bias, w1, b1, tiles, order, logits, leaf, hidden, counts, count, trees, features,
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr,
-    BT: tl.constexpr, C: tl.constexpr, CL: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
+    BT: tl.constexpr, C: tl.constexpr, CL: tl.constexpr, BI: tl.constexpr, ORDER: tl.constexpr,
+    COUNTED: tl.constexpr, EARLY: tl.constexpr,
 ):
-    """`descend` for a tile of slots; the leaf (slots,) is set as far as it is decided, its further bits 0."""
+    """`descend` for a tile of slots; the leaf (slots,) is set as far as it is decided, its further bits 0.
+
+    COUNTED: slots are in their own order, and counts (tiles of tokens, trees << LEVELS) int32 is set to how many of a
+    tile leave through each exit, as `count_keys` would count them.
+    """
     await_turn(EARLY)
     slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
     if group < 0:
@@ -72,5 +77,10 @@ def descend_block(
         x, weight, bias, w1, b1, logits, hidden, slot, here, group, trees, features,
         FIRST, LEVELS, DEPTH, WIDTH, P, BT, C, CL, BI,
     )
+    if COUNTED:
+        exit = tl.arange(0, 1 << LEVELS)
+        leave = here[:, None] & (way[:, None] == exit[None, :])
+        row = (tl.program_id(0) % tl.cdiv(count, BT)).to(tl.int64) * (trees << LEVELS)
+        tl.store(counts + row + (group << LEVELS) + exit, tl.sum(leave.to(tl.int32), 0))
     way += (group & ((1 << FIRST) - 1)) << LEVELS
     tl.store(leaf + slot, way.to(tl.int64) << (DEPTH - FIRST - LEVELS), mask=here)

@@ -73,16 +73,22 @@ def divide_groups(counts, sizes, chunks, groups, BC: tl.constexpr, BG: tl.conste
 def order_keys(
     place, levels, counts, sizes, begins, bounds, tiles, order, slots, trees, groups, rounds, most,
     LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
-    DIVIDED: tl.constexpr, ROUND: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr,
+    DIVIDED: tl.constexpr, FEW: tl.constexpr, ROUND: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """order (entries,) int32: the entries by group, within one in their own order; bounds (groups + 1,) int64 and tiles
     (most, 3) int32 of the groups, of which each program writes some. `begins` (chunks, groups) is scratch.
 
-    DIVIDED: whether counts and sizes are as `divide_groups` leaves them, else as `count_keys` does.
+    DIVIDED: whether counts and sizes are as `divide_groups` leaves them, else as `count_keys` does. FEW: whether there
+    is one round, and BG holds all groups: nothing has to wait for memory then.
     """
     await_turn(EARLY)
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
+    lane = tl.arange(0, ROUND)
+    if FEW:
+        number = chunk * ROUND + lane
+        key, here = _read_keys(place, levels, number, slots, trees, groups, LEVEL, BELOW, WALKERS, DRAWN, ALL)
+        of_key = tl.zeros([ROUND], tl.int32)
     own_begins = begins + chunk.to(tl.int64) * groups
     entries = 0
     used = 0
@@ -101,7 +107,10 @@ def order_keys(
                 size += tl.sum(count, 0)
                 before += tl.sum(tl.where((c < chunk)[:, None], count, 0), 0)
         begin = entries + tl.cumsum(size, 0) - size
-        tl.store(own_begins + g, begin + before, mask=g < groups)
+        if FEW:
+            of_key += tl.sum(tl.where(key[:, None] == g[None, :], (begin + before)[None, :], 0), 1)
+        else:
+            tl.store(own_begins + g, begin + before, mask=g < groups)
         if chunk == 0:
             tl.store(bounds + g, begin.to(tl.int64), mask=g < groups)
         of_group = (size + BT - 1) // BT
@@ -117,19 +126,27 @@ def order_keys(
     if chunk == 0:
         tl.store(bounds + groups, entries)
     for start in range(used + chunk * BG, most, chunks * BG):
-        number = start + tl.arange(0, BG)
-        at = tiles + 3 * number
-        tl.store(at, number * 0 - 1, mask=number < most)
-        tl.store(at + 1, number * 0, mask=number < most)
-        tl.store(at + 2, number * 0, mask=number < most)
-    i = tl.arange(0, ROUND)
-    for r in range(rounds):
-        tl.debug_barrier()  # what this program has written of `begins`
-        number = (chunk * rounds + r) * ROUND + i
-        key, here = _read_keys(place, levels, number, slots, trees, groups, LEVEL, BELOW, WALKERS, DRAWN, ALL)
-        equal = (key[:, None] == key[None, :]) & here[None, :] & (i[None, :] < i[:, None])
-        rank = tl.sum(equal.to(tl.int32), 1)
-        tl.store(order + tl.load(own_begins + key, mask=here, other=0) + rank, number, mask=here)
-        if r + 1 < rounds:
-            tl.debug_barrier()
-            tl.atomic_add(own_begins + key, 1, mask=here)
+        unused = start + tl.arange(0, BG)
+        at = tiles + 3 * unused
+        tl.store(at, unused * 0 - 1, mask=unused < most)
+        tl.store(at + 1, unused * 0, mask=unused < most)
+        tl.store(at + 2, unused * 0, mask=unused < most)
+    if FEW:
+        tl.store(order + of_key + _ranks(key, here, lane), number, mask=here)
+    else:
+        for r in range(rounds):
+            tl.debug_barrier()  # what this program has written of `begins`
+            number = (chunk * rounds + r) * ROUND + lane
+            key, here = _read_keys(place, levels, number, slots, trees, groups, LEVEL, BELOW, WALKERS, DRAWN, ALL)
+            of_key = tl.load(own_begins + key, mask=here, other=0)
+            tl.store(order + of_key + _ranks(key, here, lane), number, mask=here)
+            if r + 1 < rounds:
+                tl.debug_barrier()
+                tl.atomic_add(own_begins + key, 1, mask=here)
+
+
+@triton.jit
+def _ranks(key, here, lane):
+    """How many entries before each one have its key."""
+    equal = (key[:, None] == key[None, :]) & here[None, :] & (lane[None, :] < lane[:, None])
+    return tl.sum(equal.to(tl.int32), 1)
