@@ -80,18 +80,24 @@ transformers-tests: setup
 	PYTHONPATH=build/transformers $(BIN)/python -m pytest -q -c /dev/null --rootdir build -W ignore tests/hf/transformers_common.py
 
 # In less than 8 minutes, from src, by a Python that has PyTorch for the GPU, Triton, pytest, typer and rich. Results go to $(GPU_OUT).
+# Most of the time goes into compiling kernels: the tests, and everything that is measured afterwards, compile side by side.
 GPU_OUT ?= runs/gpu
 GPU := PYTHONPATH=src $(PYTHON)
-# Most of the time goes into compiling kernels, which many processes do side by side where pytest-xdist is there.
+GPU_BENCH := $(GPU) -m fastff.cli bench --device cuda
 WORKERS = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 8")
 gpu-check:
 	@$(GPU) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "gpu-check needs a GPU that PyTorch sees")'
 	mkdir -p "$(GPU_OUT)"
-	@failed=0; \
+	@failed=0; scratch=$$(mktemp -d); \
+	for what in "gpu --tokens 1" "gpu --tokens 16" "gpu --tokens 256" "gpu --tokens 2048" "gpu --tokens 16384" "gpu --tokens 65536" \
+		"width" "width --tokens 1"; do \
+		$(GPU_BENCH) $$what --rounds 3 --budget 0.01 --out "$$scratch/$$what" > /dev/null 2>&1 & \
+	done; \
 	FASTFF_TEST_DEVICE=cuda $(GPU) -m pytest -q -p no:benchmark -m "not slow" $(WORKERS) -k "test_triton or on_gpu" --timeout 200 \
 		tests/ops/test_triton.py tests/ops/test_kernels.py tests/ops/test_on_gpu.py > "$(GPU_OUT)/tests.log" 2>&1 || failed=1; \
-	tail -n 40 "$(GPU_OUT)/tests.log"; \
-	$(GPU) -m fastff.cli bench gpu width --device cuda --budget 2 --rounds 10 --out "$(GPU_OUT)" || failed=1; \
+	tail -n 40 "$(GPU_OUT)/tests.log"; wait; rm -r "$$scratch"; \
+	$(GPU_BENCH) gpu width --budget 2 --rounds 10 --out "$(GPU_OUT)" || failed=1; \
+	$(GPU_BENCH) width --tokens 1 --budget 2 --rounds 10 --out "$(GPU_OUT)/one" || failed=1; \
 	$(GPU) -m fastff.bench.tune --out "$(GPU_OUT)/tune.json" || failed=1; \
 	exit $$failed
 

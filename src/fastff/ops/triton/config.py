@@ -16,11 +16,13 @@ class Launch:
         row: bytes of a row that a tile takes at a time.
         warps: of a program.
         stages: of loads under way while a program multiplies.
+        few: stages where programs are so few that each has a multiprocessor to itself; 0: the same.
     """
 
     row: int
     warps: int
     stages: int
+    few: int = 0
 
     def features(self, dtype: torch.dtype) -> int:
         """As many as `row` holds."""
@@ -50,8 +52,8 @@ class Config:
     columns: int = 64
     learned: int = 32
     levels: int = 6
-    products: Launch = Launch(row=128, warps=4, stages=3)
-    gains: Launch = Launch(row=128, warps=4, stages=3)
+    products: Launch = Launch(row=128, warps=4, stages=4, few=8)
+    gains: Launch = Launch(row=128, warps=4, stages=3, few=6)
     sums: Launch = Launch(row=128, warps=4, stages=3)
     alone: Launch = Launch(row=128, warps=4, stages=6)
     outers: Launch = Launch(row=256, warps=4, stages=4)

@@ -12,7 +12,7 @@ from fastff.ops.triton.launch import divided, launch, power_of_two
 
 ROUND = 64  # slots of which one program finds the ranks at a time, by comparing all pairs
 MOST_CHUNKS, MOST_COUNTS = 1024, 1 << 20  # a chunk takes several rounds where there would be more of them, or of groups
-FEW_COUNTS = 1 << 13  # of chunks and groups: each chunk adds them up for itself
+FEW_COUNTS = 1 << 15  # of chunks and groups: each chunk adds them up for itself
 COUNTS, MOST_GROUPS = 4096, 1024  # that it adds up at a time, and of how many groups
 FEW_GROUPS = 128  # among which it looks up that of each slot, rather than in memory
 CHUNKS, DIVIDED = 256, 16  # where there are more: chunks and groups of which one program finds the shares at a time

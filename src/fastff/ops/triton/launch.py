@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from triton.runtime.errors import OutOfResources
 from fastff.ops.triton.config import Launch, config
 from fastff.ops.triton.kernels.columns import INTERPRETED, SMALLEST
 
+MULTIPROCESSORS = 128  # about as many as a large card has
 FEW_ENTRIES = 64  # of a slot: where there are more, they are read column by column
 LEAST_ENTRIES = 8  # the compiler of gathers wants a tile to have at least as many as a program has threads
 _fitting: dict[tuple[Any, ...], int] = {}  # stages of launches, where they are fewer than asked for
@@ -49,13 +51,14 @@ def launch(
     """Launch a kernel with the warps and stages of `sizes`, or with fewer stages where a card's shared memory does not
     hold them; the results are the same.
     """
-    stages, early = sizes.stages, not INTERPRETED and _starts_early(driver.active.get_current_device())
+    stages = sizes.few if sizes.few and prod(grid) <= MULTIPROCESSORS else sizes.stages
+    early = not INTERPRETED and _starts_early(driver.active.get_current_device())
     constants = {**constants, "EARLY": early}
     if early:
         constants["launch_pdl"] = True
     while True:
         if _fitting:
-            stages = _fitting.get(_key(kernel, sizes, constants), stages)
+            stages = min(stages, _fitting.get(_key(kernel, sizes, constants), stages))
         try:
             kernel[grid](*arguments, **constants, num_warps=sizes.warps, num_stages=stages)
             return

@@ -11,7 +11,7 @@ from fastff.ops.triton.kernels.columns import NODES
 from fastff.ops.triton.kernels.outer import add_splits, outer_blocks
 from fastff.ops.triton.launch import columns, divided, entries_of_tile, launch, power_of_two
 
-SHARE = 512  # slots whose part of a weight's gradient one program sums, where a group is all tokens
+SHARE = 128  # slots whose part of a weight's gradient one program sums, where a group is all tokens
 MOST_SUMMED = 8192  # numbers that a program adds up at a time
 
 
