@@ -68,6 +68,6 @@ def train(T: int, I: int, K: int, D: int, W: int, S: int, dtype: torch.dtype, gr
     tree_backward(y, None, *tensors, None, logits, leaf, hidden, levels, 1, gradient, needs, False)
 
 
-train(16384, 768, 2, 7, 1, 2, torch.bfloat16, 1)
+train(17000, 768, 2, 12, 1, 2, torch.bfloat16, 1)
 train(1024, 768, 1, 7, 70, 2, torch.bfloat16, 3)  # more neurons in a leaf than a tile takes
 train(4, 64, 1, 2, 80, 2, torch.bfloat16, 0)

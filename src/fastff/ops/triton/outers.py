@@ -159,7 +159,7 @@ def _parts(o: Outer, job: Job, begin: int) -> Parts:
         job.bias,
         o.grad if o.bias is None else o.bias,
         o.number,
-        o.grad.numel() // (o.blocks.trees * job.features),
+        o.grad.numel() // (o.blocks.number * job.features),
         job.rows,
         job.features,
     )
