@@ -69,6 +69,23 @@ def test_a_warm_sample_lasts_a_millisecond_and_meets_all_inputs(clock):
     assert len(seen) >= 3 * (100 + len(subject.rotation))  # a millisecond each, and the untimed calls before
 
 
+def test_a_call_may_be_of_the_whole_rotation(clock):
+    inputs = rotation()
+    made = []
+
+    def call_all():
+        made.append(len(inputs))
+        clock.now += 1e-5 * len(inputs)
+
+    subject = Subject(call_all, inputs, seconds=0.5, whole=True)
+    subject.calibrate()
+    assert subject.seconds == pytest.approx(1e-5)
+    made.clear()
+    list(rounds_of([subject], cache=WARM, rounds=3, budget=1.0))
+    assert subject.samples == pytest.approx([1e-5] * 3)
+    assert sum(made) >= 3 * 100
+
+
 def test_cold_flushes_before_each_call_outside_of_the_time(clock, monkeypatch):
     events = []
 

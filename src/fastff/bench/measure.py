@@ -6,13 +6,14 @@ sample follows untimed calls on the inputs before it. Cold: a sample is one call
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from fastff.bench.inputs import Rotation
 from fastff.bench.machine import caches, wait
@@ -35,6 +36,7 @@ class Subject:
         call: what is timed.
         rotation: what it is called with.
         seconds: about how long a call takes.
+        whole: whether `call` is called with nothing, and makes the calls of the whole rotation.
         samples: seconds a call, one for each round.
         spent: seconds of this measurement so far, with what is not timed.
         failure: what a call raised, which ended this measurement.
@@ -43,6 +45,7 @@ class Subject:
     call: Call
     rotation: Rotation
     seconds: float
+    whole: bool = False
     samples: list[float] = field(default_factory=list)
     spent: float = 0.0
     position: int = 0
@@ -50,15 +53,20 @@ class Subject:
 
     def run(self, calls: int) -> float:
         """Seconds of so many calls on the next inputs."""
-        batches = self.rotation.take(self.position, calls)
-        self.position += calls
-        call, device = self.call, self.rotation.device
+        call, device, made = self.call, self.rotation.device, calls
+        batches: Sequence[tuple[Tensor, ...]]
+        if self.whole:
+            batches = ((),) * math.ceil(calls / len(self.rotation))
+            made = len(batches) * len(self.rotation)
+        else:
+            batches = self.rotation.take(self.position, calls)
+            self.position += calls
         wait(device)
         start = perf_counter()
         for batch in batches:
             call(*batch)
         wait(device)
-        return perf_counter() - start
+        return (perf_counter() - start) * calls / made
 
     def calibrate(self) -> None:
         """Learn how long a call takes, from enough of them to last a millisecond; a very long one is known already."""

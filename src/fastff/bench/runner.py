@@ -118,8 +118,6 @@ class _Suite:
             if group.kind == STEP:
                 check_steps(candidate, module, rotation.batches)
         call = call_of(group.kind, module, candidate.optimizer and candidate.optimizer(module))
-        if candidate.graph:
-            call = graphed(call)
         with mode_of(group.kind):
             if device.type != "cpu" or isinstance(module, Compiled):
                 call(*rotation.batches[0])  # compiles kernels, which is not timed
@@ -129,13 +127,14 @@ class _Suite:
             wait(device)
             seconds = time.perf_counter() - start
             self._refuse_slow(seconds)
-            if not training:
-                others = rotation.batches[1 : -(-CHECKED_TOKENS // group.tokens)]
-                outputs = [first, *(call(*batch) for batch in others)]
-                inputs = [batch[0] for batch in (rotation.batches[0], *others)]
-                with device:
-                    (group.check or check_output)(candidate, module, inputs, outputs)
             subject = Subject(call, rotation, seconds)
+            if candidate.graph:
+                subject = Subject(graphed(call, module, rotation.batches), rotation, seconds, whole=True)
+            if not training:
+                some = rotation.batches[: -(-CHECKED_TOKENS // group.tokens)]
+                outputs = subject.call() if subject.whole else [first, *(call(*batch) for batch in some[1:])]
+                with device:
+                    (group.check or check_output)(candidate, module, [x for x, *_ in some], outputs[: len(some)])
             subject.calibrate()
         self.known[group.kind, candidate.series] = (group.tokens, _work(group, candidate), subject.seconds)
         return subject

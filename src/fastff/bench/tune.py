@@ -58,9 +58,11 @@ def measure(candidate: LayerCandidate, kind: str, s: Settings, tokens: int, chan
             module = candidate.build(training=is_training(kind))
             rotation = Group(kind, tokens, [candidate]).rotation(s, candidate.dtype)
         call = call_of(kind, module)
-        subject = Subject(graphed(call) if s.device == "cuda" else call, rotation, 1e-3)
         with mode_of(kind):
-            subject.run(len(rotation))  # compiles and captures
+            graph = s.device == "cuda"
+            timed = graphed(call, module, rotation.batches) if graph else call
+            subject = Subject(timed, rotation, 1e-3, whole=graph)
+            subject.run(len(rotation))  # compiles
             subject.calibrate()
             for _ in range(ROUNDS):
                 subject.sample_warm()
