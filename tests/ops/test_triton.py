@@ -61,8 +61,8 @@ def test_slots_are_sorted_by_node(T, K, level, depth):
     options = {"trees": K, "level": level, "below": depth - level}
     assert_sorted(sort_slots(place, K << level, **options), key, K << level)
     counts = group.new_counts(place, K << level)
-    for row, tile in zip(counts, key.view(T, K).split(64), strict=True):
-        row.copy_(tile.flatten().bincount(minlength=K << level))
+    for row, tile in zip(counts, key.split(64), strict=True):
+        row.copy_(tile.bincount(minlength=K << level))
     assert_sorted(sort_slots(place, K << level, **options, counts=counts), key, K << level)
 
 

@@ -46,13 +46,18 @@ def by_tree(tokens: int, trees: int, like: Tensor) -> Groups:
 
 
 def new_counts(place: Tensor, groups: int) -> Tensor | None:
-    """For who knows the groups before they are sorted: (tiles of tokens, groups) int32, how many slots of each tile's
-    tokens, (tokens, trees) in `place`, go to each; None where that would be too many.
+    """For who learns the groups of slots tile by tile: (tiles, groups) int32, how many of each tile go to each group;
+    None where the sort would count otherwise.
     """
-    chunks = divided(place.shape[0], ROUND)
-    if config().tile != ROUND or chunks > MOST_CHUNKS or chunks * groups > MOST_COUNTS:
+    chunks = divided(place.numel(), ROUND)
+    if config().tile != ROUND or _rounds(place.numel(), groups) > 1:
         return None
     return place.new_empty(chunks, groups, dtype=torch.int32)
+
+
+def _rounds(slots: int, groups: int) -> int:
+    """Of each chunk."""
+    return max(divided(slots * groups, ROUND * MOST_COUNTS), divided(slots, ROUND * MOST_CHUNKS))
 
 
 def sort_slots(
@@ -77,9 +82,7 @@ def sort_slots(
         every: whether all walkers count, or those that set out above the level.
         counts: as `new_counts` made them, and filled, if they are known.
     """
-    slots, rounds = place.numel(), trees
-    if counts is None:
-        rounds = max(divided(slots * groups, ROUND * MOST_COUNTS), divided(slots, ROUND * MOST_CHUNKS))
+    slots, rounds = place.numel(), _rounds(place.numel(), groups)
     chunks = divided(slots, ROUND * rounds)
     most = slots if every or levels is not None else slots // walkers * min(level, walkers)
     launches = min(most, divided(most, config().tile) + groups)  # a bound: the true number would have to be waited for

@@ -53,8 +53,8 @@ def _forward(tree: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         counts: dict[int, Tensor | None] = {}  # by level, of who comes there
         for first, levels in plan.blocks:
             here = groups[first] = groups.get(first) or tree.sort(first, leaf, counts=counts.get(first))
-            if first == 0 and levels in (plan.first, *dict(plan.blocks)):
-                counts[levels] = new_counts(leaf, K << levels)
+            if K == 1 and first == 0 and levels in (plan.first, *dict(plan.blocks)):
+                counts[levels] = new_counts(leaf, 1 << levels)
             counted = counts.get(first + levels)
             reached = plan.reaches and first == plan.first
             sizes = config().gains if reached else config().products

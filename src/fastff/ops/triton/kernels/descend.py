@@ -66,8 +66,8 @@ def descend_block(
 ):
     """`descend` for a tile of slots; the leaf (slots,) is set as far as it is decided, its further bits 0.
 
-    COUNTED: slots are in their own order, and counts (tiles of tokens, trees << LEVELS) int32 is set to how many of a
-    tile leave through each exit, as `count_keys` would count them.
+    COUNTED: slots are those of one tree, in their own order, and counts (tiles, 1 << LEVELS) int32 is set to how many
+    of each tile leave through each exit, as `count_keys` would count them.
     """
     await_turn(EARLY)
     slot, here, group = read_tile(tl.program_id(0), tiles, order, count, trees, BT, ORDER)
@@ -80,7 +80,6 @@ def descend_block(
     if COUNTED:
         exit = tl.arange(0, 1 << LEVELS)
         leave = here[:, None] & (way[:, None] == exit[None, :])
-        row = (tl.program_id(0) % tl.cdiv(count, BT)).to(tl.int64) * (trees << LEVELS)
-        tl.store(counts + row + (group << LEVELS) + exit, tl.sum(leave.to(tl.int32), 0))
+        tl.store(counts + (tl.program_id(0) << LEVELS) + exit, tl.sum(leave.to(tl.int32), 0))
     way += (group & ((1 << FIRST) - 1)) << LEVELS
     tl.store(leaf + slot, way.to(tl.int64) << (DEPTH - FIRST - LEVELS), mask=here)
