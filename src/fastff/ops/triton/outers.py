@@ -1,5 +1,6 @@
 """Sums over slots of factors times tokens: the gradients of rows, all of a backward in one launch."""
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -9,9 +10,9 @@ from fastff.ops.triton.blocks import Blocks
 from fastff.ops.triton.config import SHORT, config
 from fastff.ops.triton.kernels.columns import NODES
 from fastff.ops.triton.kernels.outer import add_splits, outer_blocks
-from fastff.ops.triton.launch import columns, divided, entries_of_tile, launch, power_of_two
+from fastff.ops.triton.launch import columns, divided, entries_of_tile, launch
 
-SHARE = 128  # slots whose part of a weight's gradient one program sums, where a group is all tokens
+SHARE, MOST_PARTS = 128, 32  # slots whose part of a weight's gradient one program sums, where a group is all tokens
 MOST_SUMMED = 8192  # numbers that a program adds up at a time
 
 
@@ -39,14 +40,12 @@ class Outer(NamedTuple):
     @property
     def split(self) -> int:
         """A tree's first block belongs to all tokens: parts of them are summed side by side, then added up."""
-        return min(32, divided(self.x.shape[0], SHARE)) if self.blocks.first == 0 else 1
+        return min(MOST_PARTS, divided(self.x.shape[0], SHARE)) if self.blocks.first == 0 else 1
 
 
 class Job(NamedTuple):
-    """An `Outer` as `outer_blocks` sees it; its programs are those from `begin` to `end`."""
+    """An `Outer` as `outer_blocks` sees it."""
 
-    begin: int
-    end: int
     factor: Tensor
     sign: Tensor
     x: Tensor
@@ -55,17 +54,14 @@ class Job(NamedTuple):
     grad: Tensor
     bias: Tensor
     blocks: int
-    slots: int
     rows: int
     features: int
     entries: int
 
 
 class Parts(NamedTuple):
-    """Parts of an `Outer` as `add_splits` sees them; its programs are those from `begin` to `end`."""
+    """Parts of an `Outer` as `add_splits` sees them."""
 
-    begin: int
-    end: int
     parts: Tensor
     grad: Tensor
     parts_bias: Tensor
@@ -82,46 +78,42 @@ def fill(outers: list[Outer]) -> None:
     """
     if not outers:
         return
-    jobs: list[Job] = []
-    constants = []
-    split: list[Parts] = []
-    for o in outers:
-        made = _job(o, jobs[-1].end if jobs else 0)
-        jobs.append(made)
-        constants.append(_constants(o))
-        if o.split > 1:
-            split.append(_parts(o, made, split[-1].end if split else 0))
-    blocks = outers[0].blocks
+    jobs = tuple(map(_job, outers))
+    blocks, split = outers[0].blocks, max(o.split for o in outers)
+    ends = tuple(accumulate(map(_programs, outers)))
     launch(
         outer_blocks,
-        (jobs[-1].end,),
+        (ends[-1],),
         config().outers,
-        (tuple(jobs), blocks.way, blocks.trees),
-        {"DEPTH": blocks.depth, "JOBS": tuple(constants), "BT": config().learned},
+        (jobs, ends, outers[0].x.shape[0], split, blocks.way, blocks.trees),
+        {"DEPTH": blocks.depth, "JOBS": tuple(map(_constants, outers)), "BT": config().learned},
     )
-    if split:
-        biased = tuple(o.bias is not None for o in outers if o.split > 1)
-        count = next(o.split for o in outers if o.split > 1)
-        P = power_of_two(count)
-        launch(
-            add_splits,
-            (split[-1].end,),
-            SHORT,
-            (tuple(split),),
-            {"JOBS": biased, "SPLIT": count, "P": P, "BI": MOST_SUMMED // P},
-        )
+    if split == 1:
+        return
+    split_up = [(o, job) for o, job in zip(outers, jobs, strict=True) if o.split > 1]
+    BI = MOST_SUMMED // MOST_PARTS
+    ends = tuple(accumulate(job.rows * divided(job.features, BI) for _, job in split_up))
+    launch(
+        add_splits,
+        (ends[-1],),
+        SHORT,
+        (tuple(_parts(o, job) for o, job in split_up), ends, split),
+        {"JOBS": tuple(o.bias is not None for o, _ in split_up), "P": MOST_PARTS, "BI": BI},
+    )
 
 
-def _job(o: Outer, begin: int) -> Job:
+def _programs(o: Outer) -> int:
+    strips = divided(o.x.shape[1], config().outers.features(o.x.dtype))
+    return o.blocks.number * o.split * divided(o.number, columns(o.number)) * strips
+
+
+def _job(o: Outer) -> Job:
     groups, rows, features = o.blocks.groups, o.blocks.number * o.number, o.x.shape[1]
     grad, bias = o.grad, o.bias
     if o.split > 1:
         grad = grad.new_empty(o.split, rows, features, dtype=torch.float32)
         bias = None if bias is None else grad.new_empty(o.split, rows)
-    tiles = divided(o.number, columns(o.number)) * divided(features, config().outers.features(o.x.dtype))
     return Job(
-        begin,
-        begin + o.blocks.number * o.split * tiles,
         o.factor,
         o.factor if o.logits is None else o.logits,
         o.x,
@@ -130,7 +122,6 @@ def _job(o: Outer, begin: int) -> Job:
         grad,
         grad if bias is None else bias,
         o.blocks.number,
-        groups.slots,
         rows,
         features,
         o.factor.shape[-1],
@@ -139,21 +130,18 @@ def _job(o: Outer, begin: int) -> Job:
 
 def _constants(o: Outer) -> tuple[int, ...]:
     """In the order of the parameters of the kernel's `_outer`."""
-    blocks, C = o.blocks, columns(o.number)
+    blocks, C, split = o.blocks, columns(o.number), o.split > 1
     return (
         *(o.kind, blocks.first, blocks.levels, o.width, o.sides),
-        blocks.levels if o.split > 1 else blocks.depth,  # KEPT
-        *(o.bias is not None, o.split, blocks.groups.kind),
+        blocks.levels if split else blocks.depth,  # KEPT
+        *(o.bias is not None, split, blocks.groups.kind),
         entries_of_tile(blocks.levels if o.kind == NODES else o.width),
         *(divided(o.number, C), C, config().outers.features(o.x.dtype)),
     )
 
 
-def _parts(o: Outer, job: Job, begin: int) -> Parts:
-    strips = divided(job.features, MOST_SUMMED // power_of_two(o.split))
+def _parts(o: Outer, job: Job) -> Parts:
     return Parts(
-        begin,
-        begin + job.rows * strips,
         job.grad,
         o.grad,
         job.bias,

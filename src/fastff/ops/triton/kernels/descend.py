@@ -57,7 +57,7 @@ def descend(
     return way
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def descend_block(
     x, weight, bias, w1, b1, tiles, order, logits, leaf, hidden, counts, count, trees, features,
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr,

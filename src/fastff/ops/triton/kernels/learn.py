@@ -7,7 +7,7 @@ from fastff.ops.triton.kernels.columns import respond
 from fastff.ops.triton.kernels.turn import await_turn
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def learn_path(
     logits, node_gain, hidden, leaf_gain, mask, bias_gain, other, levels, grad_logits, grad_node, node_amplitude,
     grad_hidden, leaf_amplitude, slots,

@@ -34,7 +34,7 @@ def hidden_neurons(
     store_own(hidden, z, hidden, slot, here, way, group, begin, WIDTH, _LEAVES, FIRST, LEVELS, DEPTH, WIDTH, 1, C, P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def hidden_block(
     x, w1, b1, tiles, order, leaf, hidden, count, trees, features,
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr,
@@ -52,7 +52,7 @@ def hidden_block(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def gain_block(
     grad_y, node_out, w2, b2, tiles, order, leaf, logits, hidden, node_gain, leaf_gain, bias_gain, count, trees,
     features,

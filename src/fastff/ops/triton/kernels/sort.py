@@ -31,7 +31,7 @@ def _read_keys(
     return tl.where(here, key, 0).to(tl.int32), here
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def count_keys(
     place, levels, counts, slots, trees, groups, rounds,
     LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,
@@ -51,7 +51,7 @@ def count_keys(
         tl.atomic_add(own + key, 1, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def divide_groups(counts, sizes, chunks, groups, BC: tl.constexpr, BG: tl.constexpr, EARLY: tl.constexpr):
     """Turn counts (chunks, groups) into where a chunk's share of a group begins, relative to the group; set sizes
     (groups,) int32.
@@ -69,7 +69,7 @@ def divide_groups(counts, sizes, chunks, groups, BC: tl.constexpr, BG: tl.conste
     tl.store(sizes + g, total, mask=g < groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "most"])
 def order_keys(
     place, levels, counts, sizes, begins, bounds, tiles, order, slots, trees, groups, rounds, most,
     LEVEL: tl.constexpr, BELOW: tl.constexpr, WALKERS: tl.constexpr, DRAWN: tl.constexpr, ALL: tl.constexpr,

@@ -87,7 +87,7 @@ def spread(
         tl.store(y + slot[:, None] * features + o[None, :], total.to(y.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def spread_block(
     node_factor, node_weight, leaf_factor, mask, leaf_weight, leaf_bias, y, features, share, tiles, order, leaf, count,
     trees,
@@ -112,7 +112,7 @@ def spread_block(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def add_parts(
     parts, gate, y, tokens, trees, features,
     GATED: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr, EARLY: tl.constexpr,

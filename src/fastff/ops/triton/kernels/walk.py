@@ -25,7 +25,7 @@ from fastff.ops.triton.kernels.turn import await_turn
 _NODES, _LEAVES = tl.constexpr(NODES), tl.constexpr(LEAVES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def walk_block(
     x, node_weight, node_bias, grad_y, node_out, tiles, order, place, leaf, levels, worth, end, count, trees,
     features, out_features,
@@ -91,7 +91,7 @@ def walk_block(
         tl.store(end + number, (prefix + reached).to(tl.int64) << (below - LEVELS), mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def walk_leaves(
     x, w1, b1, grad_y, w2, b2, tiles, order, place, worth, count, trees, features, out_features,
     FIRST: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, SIDES: tl.constexpr,
