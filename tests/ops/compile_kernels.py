@@ -69,5 +69,8 @@ def train(T: int, I: int, K: int, D: int, W: int, S: int, dtype: torch.dtype, gr
 
 
 train(17000, 768, 2, 12, 1, 2, torch.bfloat16, 1)
+compiled = len(seen)
+train(9999, 768, 2, 12, 1, 2, torch.bfloat16, 1)
+print("for_other_tokens", len(seen) - compiled)
 train(1024, 768, 1, 7, 70, 2, torch.bfloat16, 3)  # more neurons in a leaf than a tile takes
 train(4, 64, 1, 2, 80, 2, torch.bfloat16, 0)

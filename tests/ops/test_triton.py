@@ -308,6 +308,7 @@ def test_kernels_compile(tmp_path, target):
     env |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, str(script), target], capture_output=True, text=True, env=env, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert "for_other_tokens 0\n" in result.stdout, result.stdout
     made = {line.split()[0] for line in result.stdout.splitlines()}
     kernels = {"descend_block", "gain_block", "spread_block", "outer_blocks", "learn_path", "walk_block"}
     assert made >= kernels | {
