@@ -17,7 +17,7 @@ def graphed(call: Call, module: nn.Module, batches: Sequence[tuple[Tensor, ...]]
 
     Args:
         call: runs `module`.
-        module: may have run before, and hold what autograd would sort into the stream of that run.
+        module: may have run before, and its layer hold what autograd would sort into the stream of that run.
         batches: of which each call uses the memory; nothing is copied.
 
     Returns:
@@ -27,7 +27,7 @@ def graphed(call: Call, module: nn.Module, batches: Sequence[tuple[Tensor, ...]]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         with torch.no_grad():
-            module(batches[0][0])  # takes the place of what the module holds
+            getattr(module, "definition", module)(batches[0][0])  # takes the place of what the layer holds
         for _ in range(WARM_UP):
             call(*batches[0])
     torch.cuda.current_stream().wait_stream(stream)
