@@ -34,6 +34,7 @@ class Rotation:
 
     @property
     def device(self) -> torch.device:
+        """Where the batches are."""
         return self.batches[0][0].device
 
     def __len__(self) -> int:

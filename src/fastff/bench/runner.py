@@ -127,9 +127,8 @@ class _Suite:
             wait(device)
             seconds = time.perf_counter() - start
             self._refuse_slow(seconds)
-            subject = Subject(call, rotation, seconds)
-            if candidate.graph:
-                subject = Subject(graphed(call, module, rotation.batches), rotation, seconds, whole=True)
+            timed = graphed(call, module, rotation.batches) if candidate.graph else call
+            subject = Subject(timed, rotation, seconds, whole=candidate.graph)
             if not training:
                 some = rotation.batches[: -(-CHECKED_TOKENS // group.tokens)]
                 outputs = subject.call() if subject.whole else [first, *(call(*batch) for batch in some[1:])]

@@ -49,10 +49,9 @@ def new_counts(place: Tensor, groups: int) -> Tensor | None:
     """For who learns the groups of slots tile by tile: (tiles, groups) int32, how many of each tile go to each group;
     None where the sort would count otherwise.
     """
-    chunks = divided(place.numel(), ROUND)
     if config().tile != ROUND or _rounds(place.numel(), groups) > 1:
         return None
-    return place.new_empty(chunks, groups, dtype=torch.int32)
+    return place.new_empty(divided(place.numel(), ROUND), groups, dtype=torch.int32)
 
 
 def _rounds(slots: int, groups: int) -> int:

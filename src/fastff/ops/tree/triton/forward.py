@@ -50,12 +50,11 @@ def _forward(tree: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             _pass_alone(tree, logits, leaf, hidden, nodes, leaves, y)
             return y, logits, leaf, hidden
         groups = {0: by_tree(T, K, leaf)}
-        counts: dict[int, Tensor | None] = {}  # by level, of who comes there
+        counts = None  # of who left the block before through which exit
         for first, levels in plan.blocks:
-            here = groups[first] = groups.get(first) or tree.sort(first, leaf, counts=counts.get(first))
-            if K == 1 and first == 0 and levels in (plan.first, *dict(plan.blocks)):
-                counts[levels] = new_counts(leaf, 1 << levels)
-            counted = counts.get(first + levels)
+            here = groups[first] = groups.get(first) or tree.sort(first, leaf, counts=counts)
+            counted = K == 1 and first == 0 and levels in (plan.first, *dict(plan.blocks))
+            counts = new_counts(leaf, 1 << levels) if counted else None
             reached = plan.reaches and first == plan.first
             sizes = config().gains if reached else config().products
             launch(
@@ -64,7 +63,7 @@ def _forward(tree: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 sizes,
                 (
                     *(x, tree.node_weight, tree.node_bias, *((tree.w1, tree.b1) if reached else (x, x))),
-                    *(here.tiles, here.order, logits, leaf, hidden, leaf if counted is None else counted),
+                    *(here.tiles, here.order, logits, leaf, hidden, leaf if counts is None else counts),
                     *(here.slots, K, x.shape[1]),
                 ),
                 {
@@ -78,10 +77,10 @@ def _forward(tree: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                     "BT": config().tile,
                     "BI": sizes.features(x.dtype),
                     "ORDER": here.kind,
-                    "COUNTED": counted is not None,
+                    "COUNTED": counts is not None,
                 },
             )
-        there = groups.get(plan.first) or tree.sort(plan.first, leaf, counts=counts.get(plan.first))
+        there = groups.get(plan.first) or tree.sort(plan.first, leaf, counts=counts)
         last = tree.blocks(plan.first, plan.last, there, leaf)
         if tree.W and not plan.reaches:
             hidden_neurons(last, x, tree.w1, tree.b1, hidden)
