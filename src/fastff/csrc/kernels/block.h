@@ -10,6 +10,12 @@ namespace FASTFF_ISA {
 
 constexpr int kBlock = 64;  // tokens whose input stays in the L2 cache while they go down
 
+// Levels that a block goes down before the tokens are sorted: their nodes' rows fit the L2 cache together.
+constexpr int kLevelsAtOnce = 6;
+
+// Tokens of which several pass each leaf of a tree, and not so many more that they leave the L3 cache.
+inline int64_t many_tokens(int64_t depth) { return most(4096, int64_t(4) << depth); }
+
 // `order` lists the tokens so that those of one node lie together; all else is by the token's own place.
 template <class T>
 struct Block {
@@ -187,6 +193,48 @@ inline void side_dots(const Block<T>& b, const Rows<T>& rows, const float* z, fl
         for (int i = 0; i < count; i++) out[place[i]] = product[i] + shared[i];
       }
   });
+}
+
+// out[token * W + w] = (output row of hidden neuron w, or that of the side that z[token * W + w] names) . x
+template <class T>
+inline void w2_dots(const Block<T>& b, const Rows<T>& rows, const float* z, float* out) {
+  if (rows.sides)
+    side_dots(b, rows, z, out);
+  else
+    row_dots(b, rows, out);
+}
+
+// out[token * D + level] = (output row of the node, or of its side) . x, for the levels of the ways from `level` down to
+// `end`, the level of the keys. The rows of the next level are asked for meanwhile, with `nodes` those of decisions too.
+template <class T>
+inline void out_dots(const Block<T>& b, const Tree& a, const Weights<T>& weights, int level, int end, float* out,
+                     const Ahead& ahead = {}, bool nodes = false) {
+  int64_t D = a.D, S = a.S;
+  const T* x[kBlock];
+  float z[kBlock];
+  // Calls f(first, last, key) for the runs of tokens that share their output row on a level.
+  auto for_rows = [&](int level, const auto& f) {
+    int shift = end - level - (S == 2);
+    for (int i = 0, j; i < b.n; i = j) {
+      int64_t key = b.key[b.order[i]];
+      for (j = i + 1; j < b.n && b.key[b.order[j]] >> shift == key >> shift; j++) {
+      }
+      f(i, j, key);
+    }
+  };
+  for (int i = 0; i < b.n; i++) x[i] = b.x[b.order[i]];
+  for (; level < end; level++) {
+    ahead.ask(level, end);
+    if (level + 1 < end)
+      for_rows(level + 1, [&](int, int, int64_t key) {
+        prefetch_row(weights.out + output_row(key, level + 1, end, S) * a.O, a.O * sizeof(T));
+        if (nodes) prefetch_row(weights.node + output_row(key, level + 1, end, 1) * a.I, a.I * sizeof(T));
+      });
+    for_rows(level, [&](int first, int last, int64_t key) {
+      dots(x + first, last - first, weights.out + output_row(key, level, end, S) * a.O, a.O, z + first);
+    });
+    for (int i = 0; i < b.n; i++) out[b.order[i] * D + level] = z[i];
+  }
 }
 
 // Adds to columns from c on the rows of a leaf, row w times factor[w]; of rows for either side that which z[w] names.

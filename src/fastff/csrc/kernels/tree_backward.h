@@ -4,7 +4,7 @@
 
 #include "block.h"
 #include "outer.h"
-#include "sort.h"
+#include "tree_sides.h"
 
 namespace FASTFF_ISA {
 
@@ -26,23 +26,32 @@ class TreeBackwardPass {
     Scratch<float> active_left(n * W * (a_.leaf_S == 2));
     Factors f{grad_logit, amplitude, grad_hidden, active, active_left};
 
-    for_each(pool, divide_up(n, kBlock), [&](int64_t i) {
-      int64_t first = i * kBlock;
-      Block<T> b;
-      for (int64_t place = first; place < least(first + kBlock, n); place++) {
-        int j = b.n++;
-        int64_t t = order[place];
-        b.x[j] = (const T*)a_.grad_y + t * a_.O;
-        b.key[j] = code[place];
-        b.order[j] = j;
-      }
-      Ahead ahead;
-      for (int64_t place = first + kBlock; place < least(first + 2 * kBlock, n); place++)
-        ahead.add((const T*)a_.grad_y + order[place] * a_.O, a_.O * sizeof(T));
-      for (int j = 0; grad_x && j < b.n; j++)
-        ahead.add(row_of(grad_x, order[first + j], a_.I), a_.I * sizeof(X));
-      block(b, order + first, f, grad_x, ahead);
-    });
+    bool compares = a_.gradient == Gradient::exact || a_.gradient == Gradient::sampled;
+    int64_t many = compares ? many_tokens(D) : n;
+    OtherSides<T> sides(a_, tree_, weights_);
+    for (int64_t begin = 0; begin < n; begin += many) {
+      int64_t end = least(begin + many, n), count = compares ? end - begin : 0;
+      Scratch<float> other(count * D);
+      memset(other, 0, count * D * sizeof(float));
+      if (compares) sides.run(order + begin, code + begin, count, other, pool);
+      for_each(pool, divide_up(end - begin, kBlock), [&](int64_t i) {
+        int64_t first = begin + i * kBlock;
+        Block<T> b;
+        for (int64_t place = first; place < least(first + kBlock, end); place++) {
+          int j = b.n++;
+          int64_t t = order[place];
+          b.x[j] = (const T*)a_.grad_y + t * a_.O;
+          b.key[j] = code[place];
+          b.order[j] = j;
+        }
+        Ahead ahead;
+        for (int64_t place = first + kBlock; place < least(first + 2 * kBlock, n); place++)
+          ahead.add((const T*)a_.grad_y + order[place] * a_.O, a_.O * sizeof(T));
+        for (int j = 0; grad_x && j < b.n; j++)
+          ahead.add(row_of(grad_x, order[first + j], a_.I), a_.I * sizeof(X));
+        block(b, order + first, other + i * kBlock * D, f, grad_x, ahead);
+      });
+    }
     weights(Entries{n, order, code, 1}, f, pool);
   }
 
@@ -53,41 +62,10 @@ class TreeBackwardPass {
     float *grad_logit, *amplitude, *grad_hidden, *active, *active_left;  // (T, D), (T, D), then (T, W)
   };
 
-  const T* x(int64_t token) const { return (const T*)a_.x + token * a_.I; }
-
-  // value[i * D + level] = out[row of the node or its side] . x for the levels of the paths from `level` on.
-  void out_dots(const Block<T>& b, int level, float* value, const Ahead& ahead) const {
-    int64_t D = a_.D, S = a_.S;
-    const T* x[kBlock];
-    float z[kBlock];
-    // Calls f(first, last, key) for the runs of tokens that share their output row on a level.
-    auto for_rows = [&](int level, const auto& f) {
-      int shift = int(D) - level - (S == 2);
-      for (int i = 0, j; i < b.n; i = j) {
-        int64_t key = b.key[b.order[i]];
-        for (j = i + 1; j < b.n && b.key[b.order[j]] >> shift == key >> shift; j++) {
-        }
-        f(i, j, key);
-      }
-    };
-    for (int i = 0; i < b.n; i++) x[i] = b.x[b.order[i]];
-    for (; level < D; level++) {
-      ahead.ask(level, D);
-      if (level + 1 < D)
-        for_rows(level + 1, [&](int, int, int64_t key) {
-          prefetch_row(weights_.out + output_row(key, level + 1, D, S) * a_.O, a_.O * sizeof(T));
-          if (a_.grad_x && ahead.count) prefetch_row(weights_.node + output_row(key, level + 1, D, 1) * a_.I, a_.I * sizeof(T));
-        });
-      for_rows(level, [&](int first, int last, int64_t key) {
-        dots(x + first, last - first, weights_.out + output_row(key, level, D, S) * a_.O, a_.O, z + first);
-      });
-      for (int i = 0; i < b.n; i++) value[b.order[i] * D + level] = z[i];
-    }
-  }
-
-  // The tokens of a block, in sorted order: b.x are rows of grad_y.
+  // The tokens of a block, in sorted order: b.x are rows of grad_y; other (n, D) is what the sides not taken are worth.
   template <class X>
-  void block(const Block<T>& b, const int32_t* token, const Factors& f, X* grad_x, const Ahead& ahead) {
+  void block(const Block<T>& b, const int32_t* token, const float* other, const Factors& f, X* grad_x,
+             const Ahead& ahead) {
     int64_t D = a_.D, W = a_.W, n = b.n;
     Scratch<float> logits(n * D), slope(n * D), grad_out(n * D), below(n);
     Scratch<float> hidden(n * W), hidden_slope(n * W), grad_active(n * W);
@@ -100,11 +78,11 @@ class TreeBackwardPass {
     Scratch<float> amplitude(n * D), active(n * W);
     if (a_.S) {
       amplitudes(a_.activation, a_.S, logits, n * D, amplitude, slope);
-      out_dots(b, 0, grad_out, ahead);
+      out_dots(b, a_, weights_, 0, int(D), grad_out, ahead, a_.grad_x);
     }
     if (W) {
       amplitudes(a_.activation, a_.leaf_S, hidden, n * W, active, hidden_slope);
-      w2_dots(b, hidden, grad_active);
+      w2_dots(b, weights_.w2, hidden, grad_active);
       if (decides) row_dots(b, weights_.b2, below);
     }
     for (int i = 0; i < n; i++) {
@@ -119,8 +97,6 @@ class TreeBackwardPass {
         f.grad_hidden[token[i] * W + w] = gradient * m * hidden_slope[i * W + w];
       }
     }
-    Scratch<float> other(n * D);
-    if (a_.gradient == Gradient::exact || a_.gradient == Gradient::sampled) other_sides(b, token, other);
     for (int i = 0; i < n; i++) {
       int64_t at = (token[i] * a_.K + tree_) * D;
       int64_t drawn = a_.gradient == Gradient::sampled && D ? a_.levels[token[i] * a_.K + tree_] : -1;
@@ -162,66 +138,7 @@ class TreeBackwardPass {
 
   const float* logits_of(int64_t token) const { return a_.logits + (token * a_.K + tree_) * a_.D; }
 
-  // value[i * W + w] = (output row of hidden neuron w, or that of its side) . x
-  void w2_dots(const Block<T>& b, const float* hidden, float* value) const {
-    if (a_.leaf_S == 2)
-      side_dots(b, weights_.w2, hidden, value);
-    else
-      row_dots(b, weights_.w2, value);
-  }
-
   static float probability(float z) { return (1.0f / (1.0f + exponential(broadcast(-z))))[0]; }
-
-  // other[i * D + level] = grad_y . what the tree would have put out below `level` had it taken the other side there
-  // and followed the decisions from then on. If sampled, of the level drawn alone.
-  void other_sides(const Block<T>& b, const int32_t* token, float* other) {
-    int64_t D = a_.D;
-    for (int level = 0; level < D; level++) {
-      int shift = int(D) - level - 1;  // what is left of a leaf is the child of the node on this level
-      for (int i = 0, j; i < b.n; i = j) {
-        Block<T> side;
-        int from[kBlock];
-        for (j = i; j < b.n && b.key[j] >> shift == b.key[i] >> shift; j++) {
-          if (a_.gradient == Gradient::sampled && a_.levels[token[j] * a_.K + tree_] != level) continue;
-          int m = side.n++;
-          from[m] = j;
-          side.x[m] = x(token[j]);
-          side.key[m] = b.key[i] >> shift ^ 1;
-          side.order[m] = m;
-        }
-        if (side.n) follow(side, b, from, level, other);
-      }
-    }
-  }
-
-  void follow(Block<T>& side, const Block<T>& b, const int* from, int level, float* other) {
-    int64_t D = a_.D, W = a_.W;
-    int n = side.n;
-    Scratch<float> logits(n * D), grad_out(n * D), hidden(n * W), active(n * W), grad_active(n * W), sum(n);
-    for (int i = 0; i < n; i++) side.logits[i] = logits + i * D;
-    descend(side, weights_, a_.I, D, level + 1, int(D));
-    for (int i = 0; i < n; i++) sum[i] = 0.0f;
-    if (W) {
-      row_dots(side, weights_.w1, hidden);
-      amplitudes(a_.activation, a_.leaf_S, hidden, n * W, active, nullptr);
-    }
-    for (int i = 0; i < n; i++) side.x[i] = b.x[from[i]];  // from here on rows of grad_y
-    if (W) {
-      w2_dots(side, hidden, grad_active);
-      row_dots(side, weights_.b2, sum);
-      for (int i = 0; i < n; i++)
-        for (int64_t w = 0; w < W; w++) sum[i] += active[i * W + w] * grad_active[i * W + w];
-    }
-    if (a_.S) {
-      out_dots(side, level + 1, grad_out, Ahead{});
-      for (int i = 0; i < n; i++) {
-        float* z = logits + i * D;
-        amplitudes(a_.activation, a_.S, z + level + 1, D - level - 1, z + level + 1, nullptr);
-        for (int64_t l = level + 1; l < D; l++) sum[i] += z[l] * grad_out[i * D + l];
-      }
-    }
-    for (int i = 0; i < n; i++) other[from[i] * D + level] = sum[i];
-  }
 
   void weights(const Entries& e, const Factors& f, const Pool& pool) {
     int D = int(a_.D), W = int(a_.W), S = int(a_.S), leaf_S = int(a_.leaf_S);

@@ -6,8 +6,6 @@
 
 namespace FASTFF_ISA {
 
-// Levels that a block goes down before the tokens are sorted: their nodes' rows fit the L2 cache together.
-constexpr int kLevelsAtOnce = 6;
 constexpr int64_t kCache = 7 << 17;  // bytes, most of an L2 cache of 1 MB
 
 // Levels above the end that a block may go down at once: their nodes and leaves are to fit the cache, so that sorted
@@ -16,10 +14,10 @@ template <class T>
 inline int last_levels(const Tree& a) {
   int64_t bytes = (1 + a.W) * (a.I + a.O) * int64_t(sizeof(T));
   int levels = 1;
-  while (levels < a.D && bytes << (levels + 1) <= kCache) levels++;
+  while (levels < kLevelsAtOnce && levels < a.D && bytes << (levels + 1) <= kCache) levels++;
   return levels;
 }
-constexpr int64_t kSortFrom = 4 * kBlock;  // fewer tokens share too few rows to be worth sorting
+constexpr int64_t kSortFrom = 4 * kBlock;  // so many tokens, or fewer, share too few rows to be worth sorting
 
 // Beside the descent of a block of many: what it and the next block will need, and the output rows of nodes passed.
 template <class T>
@@ -48,7 +46,7 @@ class TreeForwardPass {
   void run(int64_t first, int64_t n, Y* y, bool accumulate, const Pool& pool) {
     int64_t block = most(1, least(kBlock, divide_up(n, pool.threads)));
     int last = last_levels<T>(a_);
-    if (n < kSortFrom || a_.D <= last) {
+    if (n <= kSortFrom || a_.D <= last) {
       for_each(pool, divide_up(n, block), [&](int64_t i) {
         int64_t begin = i * block;
         Block<T> b;
@@ -146,20 +144,48 @@ class TreeForwardPass {
   Weights<T> weights_;
 };
 
-// Tokens that go through all trees before the next ones, where there is more than one tree.
-constexpr int64_t kTreesBlock = 256;
+// Several trees are summed in float32 before they are rounded: in the output itself, if it is float32.
+inline void add_trees(const TreeForward& a, int64_t first, int64_t n, float* y, const Pool& pool) {
+  for (int64_t k = 0; k < a.K; k++) TreeForwardPass<float>(a, k).run(first, n, y, k > 0, pool);
+}
+template <class T>
+inline void add_trees(const TreeForward& a, int64_t first, int64_t n, T* y, const Pool& pool) {
+  Scratch<Sum> sum(n * padded(a.O));
+  for (int64_t k = 0; k < a.K; k++) TreeForwardPass<T>(a, k).run(first, n, (Sum*)sum, k > 0, pool);
+  round_rows(sum, y, n, a.O);
+}
+
+// Tokens that go through all trees before the next ones: few, so that their input and output stay in the cache, or many,
+// so that they share the rows of deep trees.
+constexpr int64_t kFewTokens = 256;
+
+// Bytes that each of n tokens reads of a tree's rows, if those that pass a node or leaf read its rows once together.
+template <class T>
+inline double shared_bytes(const Tree& a, int64_t n) {
+  double rows = 0;
+  for (int level = 0; level <= a.D; level++) {
+    double share = double(int64_t(1) << level) / double(n);
+    rows += (share < 1 ? share : 1) * double(level < a.D ? a.I + (a.S > 0) * a.O : a.W * (a.I + a.O));
+  }
+  return rows * sizeof(T);
+}
 
 template <class T>
 void tree_forward(const TreeForward& a, const Pool& pool) {
   T* y = (T*)a.y;
   if (a.K == 1) return TreeForwardPass<T>(a, 0).run(0, a.T, y, false, pool);
-  int64_t n = most(1, least(kTreesBlock, divide_up(a.T, pool.threads)));
+  int64_t many = least(a.T, many_tokens(a.D));
+  // A token's own bytes cost less than rows, as they come in order.
+  double passing = 0.7 * double(a.I * sizeof(T) + a.O * sizeof(float));
+  if (shared_bytes<T>(a, kFewTokens) - shared_bytes<T>(a, many) > passing) {
+    for (int64_t first = 0; first < a.T; first += many)
+      add_trees(a, first, least(many, a.T - first), y + first * a.O, pool);
+    return;
+  }
+  int64_t n = most(1, least(kFewTokens, divide_up(a.T, pool.threads)));
   const Pool alone{1, nullptr};
   for_each(pool, divide_up(a.T, n), [&](int64_t i) {
-    int64_t first = i * n, count = least(n, a.T - first);
-    Scratch<Sum> sum(count * padded(a.O));  // not rounded between trees
-    for (int64_t k = 0; k < a.K; k++) TreeForwardPass<T>(a, k).run(first, count, (Sum*)sum, k > 0, alone);
-    round_rows(sum, y + first * a.O, count, a.O);
+    add_trees(a, i * n, least(n, a.T - i * n), y + i * n * a.O, alone);
   });
 }
 
