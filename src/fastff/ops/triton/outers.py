@@ -38,6 +38,11 @@ class Outer(NamedTuple):
         return self.blocks.columns(self.kind, self.width, self.sides)
 
     @property
+    def tiles(self) -> int:
+        """Of a block's rows."""
+        return divided(self.number, columns(self.number))
+
+    @property
     def split(self) -> int:
         """A tree's first block belongs to all tokens: parts of them are summed side by side, then added up."""
         return min(MOST_PARTS, divided(self.x.shape[0], SHARE)) if self.blocks.first == 0 else 1
@@ -104,7 +109,7 @@ def fill(outers: list[Outer]) -> None:
 
 def _programs(o: Outer) -> int:
     strips = divided(o.x.shape[1], config().outers.features(o.x.dtype))
-    return o.blocks.number * o.split * divided(o.number, columns(o.number)) * strips
+    return o.blocks.number * o.split * o.tiles * strips
 
 
 def _job(o: Outer) -> Job:
@@ -130,13 +135,13 @@ def _job(o: Outer) -> Job:
 
 def _constants(o: Outer) -> tuple[int, ...]:
     """In the order of the parameters of the kernel's `_outer`."""
-    blocks, C, split = o.blocks, columns(o.number), o.split > 1
+    blocks, split = o.blocks, o.split > 1
     return (
         *(o.kind, blocks.first, blocks.levels, o.width, o.sides),
         blocks.levels if split else blocks.depth,  # KEPT
         *(o.bias is not None, split, blocks.groups.kind),
         entries_of_tile(blocks.levels if o.kind == NODES else o.width),
-        *(divided(o.number, C), C, config().outers.features(o.x.dtype)),
+        *(o.tiles, columns(o.number), config().outers.features(o.x.dtype)),
     )
 
 
