@@ -5,7 +5,7 @@ import torch
 
 from fastff.bench import Settings
 from fastff.bench.check import DisagreementError, check_gradients, check_output
-from fastff.bench.opponents import GatherBmm, Int8, LinearPair
+from fastff.bench.opponents import Compiled, GatherBmm, Int8, LinearPair
 from fastff.bench.suites.blocks import SUITE as BLOCKS
 from fastff.bench.suites.inference import SUITE as INFERENCE
 from fastff.bench.suites.layers import dense, moe, tree, tree_shapes, ultra
@@ -50,6 +50,14 @@ def test_linear_and_int8_are_near_the_dense_layer():
     error = (int8(x) - expected).norm() / expected.norm()
     assert 0 < error < 0.05
     assert not torch.equal(int8.definition(x), expected)  # the weights are those that int8 holds
+
+
+def test_layers_are_compiled_for_more_token_counts_than_one_may_be():
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for tokens in (2, 3):
+            layer = FeedForward(4, width=8)
+            x = torch.randn(tokens, 4)
+            torch.testing.assert_close(Compiled(layer)(x), layer(x))
 
 
 def test_blocks_share_their_weights():

@@ -12,8 +12,8 @@ from fastff.ops import GRADIENTS, Leaves, indexed_feedforward, instruction_set, 
 pytestmark = pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# T, I, O, K, D, W, S: with and without sorting (more than 6 levels and 256 tokens), several trees for few tokens at a time
-# and for all or 4,096 of them, with odd ends of rows.
+# T, I, O, K, D, W, S: with and without sorting (more than 6 levels and 256 tokens), several trees for few tokens at a
+# time and for all or 4,096 of them, with odd ends of rows.
 TREES = [
     (70, 33, 34, 1, 4, 3, 2),
     (600, 16, 9, 1, 9, 1, 1),

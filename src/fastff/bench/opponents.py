@@ -57,10 +57,13 @@ class GatherBmm(nn.Module):
 
 
 class Compiled(nn.Module):
-    """A layer under `torch.compile`."""
+    """A layer under `torch.compile`, for one number of tokens: what was compiled before is forgotten, as PyTorch
+    compiles a function for a few shapes at most, those of all layers together.
+    """
 
     def __init__(self, layer: FeedForwardLayer) -> None:
         super().__init__()
+        torch.compiler.reset()
         self.definition = layer
         self.compiled = torch.compile(layer, fullgraph=True, dynamic=False)
 

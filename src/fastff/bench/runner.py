@@ -19,6 +19,7 @@ from fastff.bench.passes import STEP, call_of, is_training, mode_of
 from fastff.bench.results import Results
 from fastff.bench.settings import Settings
 from fastff.bench.suites import SUITES
+from fastff.bench.table import duration
 
 MANY_TOKENS = 128  # from here on time is proportional to them
 CHECKED_TOKENS = 64  # at least, from as many batches as that takes
@@ -151,7 +152,7 @@ class _Suite:
     def _refuse_slow(self, seconds: float, about: str = "") -> None:
         if seconds > self.settings.budget:
             raise _LeftOutError(
-                f"one call takes {about}{seconds:.1f} s, more than the budget of {self.settings.budget:g} s"
+                f"one call takes {about}{duration(seconds)}, more than the budget of {self.settings.budget:g} s"
             )
 
     def _leave_out(self, group: Group, candidate: Candidate, error: Exception) -> None:
