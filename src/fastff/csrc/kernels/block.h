@@ -13,8 +13,8 @@ constexpr int kBlock = 64;  // tokens whose input stays in the L2 cache while th
 // Levels that a block goes down before the tokens are sorted: their nodes' rows fit the L2 cache together.
 constexpr int kLevelsAtOnce = 6;
 
-// Tokens of which several pass each leaf of a tree, and not so many more that they leave the L3 cache.
-inline int64_t many_tokens(int64_t depth) { return most(4096, int64_t(4) << depth); }
+// Tokens of which several pass each leaf of a tree, but not so many that they leave the L3 cache or need much memory.
+inline int64_t many_tokens(int64_t depth) { return most(4096, int64_t(4) << least(depth, 14)); }
 
 // `order` lists the tokens so that those of one node lie together; all else is by the token's own place.
 template <class T>

@@ -64,10 +64,7 @@ class TreeForwardPass {
     }
     for (int level = 0; level < a_.D;) {
       int end = int(a_.D - level <= last ? a_.D : least(level + kLevelsAtOnce, a_.D - 1));
-      int64_t tasks = 0;  // runs of at most a block, of tokens in one node
-      for (int64_t i = 0; i < n; i++)
-        if (i == 0 || key[order[i]] != key[order[i - 1]] || i - start[tasks - 1] == block) start[tasks++] = i;
-      start[tasks] = n;
+      int64_t tasks = split_runs(key, order, n, block, start);
       for_each(pool, tasks, [&](int64_t task) {
         Block<T> b;
         for (int64_t i = start[task]; i < start[task + 1]; i++) enter(b, first + order[i], key[order[i]]);

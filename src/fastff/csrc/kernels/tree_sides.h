@@ -35,7 +35,7 @@ class OtherSides {
     });
     Scratch<int64_t> walker(count * middle), node(count * middle), start(count * middle + 1);
     Scratch<int32_t> order(count * middle);
-    int64_t n = 0, tasks = 0;  // runs of at most a block, of walkers at one node
+    int64_t n = 0;
     for (int64_t w = 0; w < count * middle; w++)
       if (reached[w] >= 0) {
         walker[n] = w;
@@ -43,10 +43,7 @@ class OtherSides {
       }
     if (!n) return;
     sort_by_key(node, 1, n, int64_t(1) << middle, order);
-    for (int64_t i = 0; i < n; i++)
-      if (!tasks || node[order[i]] != node[order[i - 1]] || i - start[tasks - 1] == kBlock) start[tasks++] = i;
-    start[tasks] = n;
-    for_each(pool, tasks, [&](int64_t task) {
+    for_each(pool, split_runs(node, order, n, kBlock, start), [&](int64_t task) {
       Walk walk(*this, token, worth);
       for (int64_t i = start[task]; i < start[task + 1]; i++) {
         int64_t w = walker[order[i]];
