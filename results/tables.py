@@ -13,8 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
+from fastff.bench.duration import duration
 from fastff.bench.suites import generate, models
-from fastff.bench.table import duration
 from fastff.hf.pretrain import PretrainConfig
 from fastff.mean_and_error import mean_and_error
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus

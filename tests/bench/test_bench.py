@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fastff.bench import SUITES, Settings, check, run
+from fastff.bench.duration import duration
 from fastff.bench.plots import plot
 from fastff.bench.suites import step
-from fastff.bench.table import duration, left_out, table
+from fastff.bench.table import left_out, table
 from fastff.nn import MoE, UltraFFF
 from fastff.ops import backend
 

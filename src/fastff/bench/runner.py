@@ -9,6 +9,7 @@ import torch
 
 from fastff.bench.candidate import Candidate, UnavailableError
 from fastff.bench.check import DisagreementError, check_gradients, check_output, check_steps
+from fastff.bench.duration import duration
 from fastff.bench.graph import graphed
 from fastff.bench.group import Group
 from fastff.bench.inputs import Rotation
@@ -19,7 +20,6 @@ from fastff.bench.passes import STEP, call_of, is_training, mode_of
 from fastff.bench.results import Results
 from fastff.bench.settings import Settings
 from fastff.bench.suites import SUITES
-from fastff.bench.table import duration
 
 MANY_TOKENS = 128  # from here on time is proportional to them
 CHECKED_TOKENS = 64  # at least, from as many batches as that takes

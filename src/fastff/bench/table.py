@@ -6,10 +6,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fastff.bench.duration import duration
 from fastff.bench.results import Results, Row
 from fastff.bench.suites import SUITES
-
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def table(results: Results) -> Table:
@@ -39,13 +38,6 @@ def table(results: Results) -> Table:
 def left_out(results: Results) -> list[str]:
     """A line for each candidate that was not measured."""
     return [f"{row['candidate']}, {row['tokens']} tokens: {row['reason']}" for row in results.left_out]
-
-
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    factor, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
-    value = seconds / factor
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
 
 
 def _cells(row: Row) -> list[Text]:

@@ -25,15 +25,20 @@ struct Block {
   int64_t key[kBlock];   // node among those of its level
   int order[kBlock];
 
-  // Calls f(first, last, key) for the runs of `order` in one node.
+  // Calls f(first, last, key) for the runs of `order` below one node `shift` levels above; the key is the first token's.
   template <class F>
-  void for_runs(const F& f) const {
+  void for_runs(int shift, const F& f) const {
     for (int i = 0, j; i < n; i = j) {
       int64_t k = key[order[i]];
-      for (j = i + 1; j < n && key[order[j]] == k; j++) {
+      for (j = i + 1; j < n && key[order[j]] >> shift == k >> shift; j++) {
       }
       f(i, j, k);
     }
+  }
+  // The same for the runs in one node.
+  template <class F>
+  void for_runs(const F& f) const {
+    for_runs(0, f);
   }
 };
 
@@ -212,25 +217,17 @@ inline void out_dots(const Block<T>& b, const Tree& a, const Weights<T>& weights
   int64_t D = a.D, S = a.S;
   const T* x[kBlock];
   float z[kBlock];
-  // Calls f(first, last, key) for the runs of tokens that share their output row on a level.
-  auto for_rows = [&](int level, const auto& f) {
-    int shift = end - level - (S == 2);
-    for (int i = 0, j; i < b.n; i = j) {
-      int64_t key = b.key[b.order[i]];
-      for (j = i + 1; j < b.n && b.key[b.order[j]] >> shift == key >> shift; j++) {
-      }
-      f(i, j, key);
-    }
-  };
+  // Tokens below one node so many levels above their keys share their output row of a level.
+  auto above = [&](int level) { return end - level - (S == 2); };
   for (int i = 0; i < b.n; i++) x[i] = b.x[b.order[i]];
   for (; level < end; level++) {
     ahead.ask(level, end);
     if (level + 1 < end)
-      for_rows(level + 1, [&](int, int, int64_t key) {
+      b.for_runs(above(level + 1), [&](int, int, int64_t key) {
         prefetch_row(weights.out + output_row(key, level + 1, end, S) * a.O, a.O * sizeof(T));
         if (nodes) prefetch_row(weights.node + output_row(key, level + 1, end, 1) * a.I, a.I * sizeof(T));
       });
-    for_rows(level, [&](int first, int last, int64_t key) {
+    b.for_runs(above(level), [&](int first, int last, int64_t key) {
       dots(x + first, last - first, weights.out + output_row(key, level, end, S) * a.O, a.O, z + first);
     });
     for (int i = 0; i < b.n; i++) out[b.order[i] * D + level] = z[i];

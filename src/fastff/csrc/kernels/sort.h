@@ -28,11 +28,11 @@ inline void sort_by_key(const int64_t* key, int64_t stride, int64_t n, int64_t k
   if (from != order) memcpy(order, from, n * sizeof(int32_t));
 }
 
-// Where the runs of at most `most` neighbours of one key begin in order[0..n), and n after the last; returns how many.
-inline int64_t split_runs(const int64_t* key, const int32_t* order, int64_t n, int64_t most, int64_t* start) {
+// Where the runs of at most `longest` neighbours of one key begin in order[0..n), and n after the last; returns how many.
+inline int64_t split_runs(const int64_t* key, const int32_t* order, int64_t n, int64_t longest, int64_t* start) {
   int64_t runs = 0;
   for (int64_t i = 0; i < n; i++)
-    if (i == 0 || key[order[i]] != key[order[i - 1]] || i - start[runs - 1] == most) start[runs++] = i;
+    if (i == 0 || key[order[i]] != key[order[i - 1]] || i - start[runs - 1] == longest) start[runs++] = i;
   start[runs] = n;
   return runs;
 }
