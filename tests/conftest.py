@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import interpreted_memory
 from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF
 from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend, use_backend
 
@@ -85,6 +86,7 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Triton kernels run: on a GPU, or interpreted on the CPU, where fewer slots go alone, to save time."""
     pytest.importorskip("triton")
     if DEVICE == "cpu":
+        interpreted_memory.watch(monkeypatch)
         monkeypatch.setattr("fastff.ops.tree.triton.forward.FEW", 30)
     with use_backend("triton") if DEVICE == "cpu" else nullcontext():
         yield
