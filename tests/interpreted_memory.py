@@ -27,13 +27,13 @@ class Memory:
 
     def begin(self, tensors: Iterator[Tensor]) -> None:
         """A launch to which these are given."""
-        bounds: list[list[int]] = []
+        bounds = [[0, 0]]  # what lies before all tensors
         for begin, end in sorted(map(_bounds, tensors)):
-            if bounds and begin < bounds[-1][1]:
+            if begin < bounds[-1][1]:
                 bounds[-1][1] = max(end, bounds[-1][1])
-            elif begin < end:
+            else:
                 bounds.append([begin, end])
-        self._begins, self._ends = np.array(bounds, np.int64).reshape(-1, 2).T
+        self._begins, self._ends = np.array(bounds).T
         offsets = np.cumsum([0, *(end - begin for begin, end in bounds)])
         self._offsets = offsets[:-1]
         self._reader, self._writer = np.full((2, offsets[-1]), NOBODY, np.int32)
@@ -46,7 +46,7 @@ class Memory:
 
     def store(self, pointers: Any, values: Any, mask: Any) -> Any:
         at, me = self._places(pointers, mask, values.itemsize), self._program
-        own = _only(me, self._reader[at]) & _only(me, self._writer[at])
+        own = self._is_own(at, me)
         if not own.all():
             found, values_there = self._interpreter.load(pointers, mask, values, values.dtype)[mask], values[mask]
             same = (found == values_there) | (found != found) & (values_there != values_there)
@@ -56,7 +56,7 @@ class Memory:
 
     def atomic_rmw(self, operation: Any, pointers: Any, values: Any, mask: Any, order: Any) -> Any:
         at, me = self._places(pointers, mask, values.itemsize), self._program
-        assert (_only(me, self._reader[at]) & _only(me, self._writer[at])).all(), "a program adds to what is another's"
+        assert self._is_own(at, me).all(), "a program adds to what another one reads or writes"
         self._writer[at] = me
         return self._interpreter.atomic_rmw(operation, pointers, values, mask, order)
 
@@ -65,11 +65,15 @@ class Memory:
         (x, y, z), (_, height, depth) = self._builder.grid_idx, self._builder.grid_dim
         return (x * height + y) * depth + z
 
+    def _is_own(self, at: Any, me: int) -> Any:
+        """What no other program has touched."""
+        return _only(me, self._reader[at]) & _only(me, self._writer[at])
+
     def _places(self, pointers: Any, mask: Any, size: int) -> Any:
         """Of what is accessed, all within one tensor each, in the tables of readers and writers."""
         address = pointers[mask].astype(np.int64)
         tensor = np.searchsorted(self._begins, address, side="right") - 1
-        inside = (tensor >= 0) & (address + size <= self._ends[tensor]) if len(self._ends) else address < 0
+        inside = address + size <= self._ends[tensor]
         assert inside.all(), f"{np.sum(~inside)} of {inside.size} numbers are outside of all tensors of the launch"
         return self._offsets[tensor] + address - self._begins[tensor]
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-tl = pytest.importorskip("triton.language", reason="Triton is not installed")
-import triton  # noqa: E402
-from triton.runtime.errors import InterpreterError  # noqa: E402
+pytest.importorskip("triton", reason="Triton is not installed")
+import triton
+import triton.language as tl
+from triton.runtime.errors import InterpreterError
 
 
 @pytest.fixture(autouse=True)
