@@ -179,6 +179,16 @@ def second_gradients(run: Callable[..., Tensor], inputs: list[Tensor]) -> list[T
     return [*first, *second]
 
 
+def assert_second_gradients(run: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """Those of the kernels equal those of the reference."""
+    found = second_gradients(run, inputs)
+    with use_backend("reference"):
+        expected = second_gradients(run, inputs)
+    assert any(g.count_nonzero() for g in found[len(inputs) :])
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize(("S", "W", "activation"), [(2, 3, "gelu"), (1, 0, "tanh"), (1, 2, "silu")])
 def test_second_gradients_of_the_tree_equal_the_reference(tree_arguments, gradient, S, W, activation):
@@ -190,12 +200,7 @@ def test_second_gradients_of_the_tree_equal_the_reference(tree_arguments, gradie
         y, path = tree_feedforward(*arguments, activation=activation, gradient=gradient)
         return y + path.logits.square().sum((1, 2)).unsqueeze(1)
 
-    found = second_gradients(run, inputs)
-    with use_backend("reference"):
-        expected = second_gradients(run, inputs)
-    assert any(g.count_nonzero() for g in found[len(inputs) :])
-    for f, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-4)
+    assert_second_gradients(run, inputs)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -206,11 +211,30 @@ def test_second_gradients_of_indexed_equal_the_reference(indexed_arguments, acti
     def run() -> Tensor:
         return indexed_feedforward(*arguments, gate=gate, activation=activation)
 
-    found = second_gradients(run, inputs)
-    with use_backend("reference"):
-        expected = second_gradients(run, inputs)
-    for f, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-4)
+    assert_second_gradients(run, inputs)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_gradients_of_layers_equal_the_reference(name):
+    layer = LAYERS[name]()  # an expert's gate is computed from the tokens that it weighs
+    inputs = [torch.randn(20, 33, requires_grad=True), *layer.parameters()]
+
+    def run() -> Tensor:
+        torch.manual_seed(6)
+        return layer(inputs[0])
+
+    assert_second_gradients(run, inputs)
+
+
+def test_second_gradients_of_a_tree_whose_rows_are_computed_from_its_tokens(tree_arguments):
+    x, weight, bias, out, *blocks = tree_arguments(T=20)
+
+    def run() -> Tensor:
+        scale = x.mean()
+        y, _ = tree_feedforward(x, weight * scale, bias, out * scale, *blocks, activation="gelu", gradient="exact")
+        return y
+
+    assert_second_gradients(run, [x, weight, out])
 
 
 @pytest.mark.slow

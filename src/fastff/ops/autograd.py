@@ -4,10 +4,11 @@
 fill in defaults: 70 µs for the 18 arguments of a tree, more than the kernels take of a few tokens. Ours have none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _library = torch.library.Library("fastff", "FRAGMENT")
 
@@ -36,3 +37,27 @@ def register_autograd(name: str, backward: Callable[..., Any], save: Callable[..
         return Function.apply(*inputs) if learns else below(*inputs)
 
     _library.impl(name, dispatch, "Autograd")
+
+
+def gradients_by_definition(
+    definition: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of an operator's inputs, to be differentiated once more.
+
+    Args:
+        definition: what the operator computes, of `tensors` as positional arguments, in differentiable functions.
+        tensors: the inputs; each enters as a view of its own, so that where one was computed from another, as an
+            expert's gate from the tokens, the gradient ends at the operator, outside of which autograd goes on.
+        grads: of what it returns, None where nothing came in.
+        needs: which of the tensors want a gradient.
+    """
+    views = [None if t is None else t.view_as(t) for t in tensors]
+    outputs = zip(definition(*views), grads, strict=True)
+    learning = [(y, g) for y, g in outputs if g is not None and y.requires_grad]
+    ys, outer = [y for y, _ in learning], [g for _, g in learning]
+    wanted = [v for v, need in zip(views, needs, strict=True) if need and v is not None]
+    found = iter(torch.autograd.grad(ys, wanted, outer, create_graph=True, allow_unused=True))
+    return [next(found) if need and v is not None else None for v, need in zip(views, needs, strict=True)]

@@ -1,13 +1,15 @@
 """The indexed feedforward as one PyTorch operator: schema, fake, autograd; the kernels are in `csrc/` for
 CPUs, in `triton.py` for GPUs."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastff.ops.activation import activation_name
-from fastff.ops.autograd import register_autograd
+from fastff.ops.autograd import gradients_by_definition, register_autograd
 from fastff.ops.backend import register_triton
 from fastff.ops.checks import check_devices
 from fastff.ops.indexed import reference
@@ -46,22 +48,27 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     x, index, w1, b1, w2, b2, gate, mask, hidden = ctx.saved_tensors
     activation, keep_hidden = ctx.options
-    learning = {0: x, 2: w1, 3: b1, 4: w2, 5: b2, 6: gate}  # by place among the inputs
-    wanted = {i: t for i, t in learning.items() if t is not None and ctx.needs_input_grad[i]}
+    places = (0, 2, 3, 4, 5, 6)  # of what learns, among the inputs
+    needs = [ctx.needs_input_grad[i] for i in places]
+    grads: Sequence[Tensor | None]
     if torch.is_grad_enabled():  # the gradient of the gradient goes through the definition
-        name = activation_name(activation)
-        y = reference.indexed_feedforward(x, index, w1, b1, w2, b2, activation=name, gate=gate, mask=mask)
-        found = torch.autograd.grad(y, list(wanted.values()), grad_y, create_graph=True, allow_unused=True)
-        grads: dict[int, Tensor | None] = dict(zip(wanted, found, strict=True))
+        definition = partial(_definition, index=index, activation=activation_name(activation), mask=mask)
+        grads = gradients_by_definition(definition, (x, w1, b1, w2, b2, gate), (grad_y,), needs)
     else:
         if not keep_hidden:
             raise RuntimeError("the forward was run without keeping what the backward needs (keep_hidden)")
-        bits = sum(1 << bit for bit, i in enumerate(learning) if i in wanted)
-        found = torch.ops.fastff.indexed_backward.default(
+        bits = sum(need << bit for bit, need in enumerate(needs))
+        grads = torch.ops.fastff.indexed_backward.default(
             grad_y, x, index, w1, b1, w2, b2, gate, mask, hidden, activation, bits
         )
-        grads = {i: g for i, g in zip(learning, found, strict=True) if i in wanted}
-    return tuple(grads.get(i) for i in range(10))
+    found = {i: g for i, g, need in zip(places, grads, needs, strict=True) if need}
+    return tuple(found.get(i) for i in range(10))
+
+
+def _definition(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gate: Tensor | None, *, index: Tensor, **options: Any
+) -> tuple[Tensor]:
+    return (reference.indexed_feedforward(x, index, w1, b1, w2, b2, gate=gate, **options),)
 
 
 register_autograd("indexed", _backward, _save)

@@ -2,13 +2,14 @@
 `csrc/` for CPUs, in `triton/` for GPUs. Shapes as in `function.py`; node_out may be (K, N, O), one row a node.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastff.ops.activation import activation_name
-from fastff.ops.autograd import register_autograd
+from fastff.ops.autograd import gradients_by_definition, register_autograd
 from fastff.ops.backend import register_triton
 from fastff.ops.checks import check_devices, tree_depth
 from fastff.ops.tree import reference
@@ -107,7 +108,10 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_logits: Tensor | None, *_: A
         return (*(None for _ in tensors), *nothing)
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled():  # the gradient of the gradient goes through the definition
-        return (*_differentiable(tensors, mask, levels, (grad_y, grad_logits), ctx.options, needs), *nothing)
+        name, kind = activation_name(activation), GRADIENTS[gradient]
+        definition = partial(_definition, activation=name, gradient=kind, levels=levels, mask=mask)
+        grads = gradients_by_definition(definition, tensors, (grad_y, grad_logits), needs[: len(tensors)])
+        return (*grads, *nothing)
     if grad_y is None:
         out = tensors[3] if tensors[3] is not None else tensors[6]
         grad_y = tensors[0].new_zeros(leaf.shape[0], out.shape[-1])
@@ -129,36 +133,13 @@ def _rows(values: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
     return torch.sparse_coo_tensor(place, values, shape, is_coalesced=True, check_invariants=False)
 
 
-def _differentiable(
-    tensors: list[Tensor | None],
-    mask: Tensor | None,
-    levels: Tensor | None,
-    grads: tuple[Tensor | None, Tensor | None],
-    options: tuple[int, int, bool],
-    needs: tuple[bool, ...],
-) -> list[Tensor | None]:
-    x, node_weight, node_bias, node_out, *blocks = tensors
-    leaves, base = (None if t[0] is None else reference.Leaves(*t) for t in (blocks[:4], blocks[4:]))  # type: ignore[arg-type]
-    assert x is not None
-    assert node_weight is not None
-    assert node_bias is not None
-    y, path = reference.tree_feedforward(
-        x,
-        node_weight,
-        node_bias,
-        node_out,
-        leaves,
-        base,
-        activation=activation_name(options[0]),
-        gradient=GRADIENTS[options[1]],
-        levels=levels,
-        mask=mask,
-    )
-    pairs = [(out, g) for out, g in zip((y, path.logits), grads, strict=True) if g is not None and out.requires_grad]
-    wanted = [t for t, need in zip(tensors, needs, strict=False) if need and t is not None]
-    outputs, outer = [out for out, _ in pairs], [g for _, g in pairs]
-    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True, allow_unused=True))
-    return [next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=False)]
+def _definition(
+    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None, *blocks: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Output and logits."""
+    leaves, base = (None if t[0] is None else reference.Leaves(*t) for t in (blocks[:4], blocks[4:]))
+    y, path = reference.tree_feedforward(x, weight, bias, out, leaves, base, **options)
+    return y, path.logits
 
 
 register_autograd("tree", _backward, _save)
