@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def check_cmm(weight_BWI: Tensor, index_TS: Tensor, *, x_TI: Tensor | None = None, a_TSW: Tensor | None = None) -> None:
@@ -40,6 +41,15 @@ def check_devices(x: Tensor, *others: Tensor | None) -> None:
     for other in others:
         if other is not None and other.device != x.device:
             raise ValueError(f"all tensors must be on the device of x, {x.device}, got one on {other.device}")
+
+
+def check_reverse_mode() -> None:
+    """Raise a NotImplementedError where forward-mode derivatives are taken: PyTorch says they are 0 of any operator."""
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "forward-mode derivatives (torch.func.jvp, jacfwd, hessian) go through no layer of fastff; "
+            "torch.autograd's are in reverse mode, those of torch.autograd.functional too"
+        )
 
 
 def check_tensor(

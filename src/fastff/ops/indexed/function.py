@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastff.ops.activation import activation_code
 from fastff.ops.backend import backend_of
+from fastff.ops.checks import check_reverse_mode
 from fastff.ops.indexed import op, reference  # noqa: F401  (op registers the operator)
 
 
@@ -39,7 +40,9 @@ def indexed_feedforward(
     Raises:
         ValueError, TypeError, IndexError: unknown activation, shapes or dtypes that do not fit together, an index out
             of range (RuntimeError from the compiled kernels).
+        NotImplementedError: within forward-mode differentiation.
     """
+    check_reverse_mode()
     code = activation_code(activation)
     mask = F.dropout(x.new_ones(*index.shape, b1.shape[1]), dropout) if dropout else None
     if backend_of(x) == "reference":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastff.ops.activation import activation_code
 from fastff.ops.backend import backend_of
-from fastff.ops.checks import tree_depth
+from fastff.ops.checks import check_reverse_mode, tree_depth
 from fastff.ops.tree import reference
 from fastff.ops.tree.op import GRADIENTS
 from fastff.ops.tree.reference import Leaves, Path
@@ -58,7 +58,9 @@ def tree_feedforward(
     Raises:
         ValueError, TypeError: unknown gradient or activation, neither `node_out` nor `leaves` given, shapes or dtypes
             that do not fit together (RuntimeError from the compiled kernels).
+        NotImplementedError: within forward-mode differentiation.
     """
+    check_reverse_mode()
     if gradient not in _GRADIENT:
         raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
     code = activation_code(activation)
