@@ -1,5 +1,8 @@
 """Fast feedforward networks: layers whose inference cost grows with the logarithm of their width."""
 
+from importlib import import_module
+from typing import Any
+
 from fastff.nn import (
     FFF,
     FeedForward,
@@ -29,3 +32,11 @@ __all__ = [
     "merge_base",
     "start_growth",
 ]
+
+_ON_DEMAND = ("hf", "optim", "train")  # submodules whose import takes seconds: `fastff.optim` alone brings Dynamo in
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return import_module(f"fastff.{name}")
+    raise AttributeError(f"module 'fastff' has no attribute {name!r}")
