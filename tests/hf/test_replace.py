@@ -278,6 +278,8 @@ def test_refused(make: Callable[[], PreTrainedModel], arguments: tuple[Any, ...]
 
 
 def test_refused_types_and_other_methods() -> None:
+    with pytest.raises(TypeError, match="model must be a PreTrainedModel of Transformers, got Linear"):
+        replace_feedforward(nn.Linear(3, 3), "ultra:depth=3")
     with pytest.raises(TypeError, match="layer must be a str"):
         FeedForwardConfig(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="modules must be None or a list"):

@@ -34,6 +34,8 @@ def replace_feedforward(model: PreTrainedModel, layer: str, modules: list[str] |
         TypeError, ValueError: a wrong argument; nothing matches; `model` has layers of ours already, or is quantised;
             or `layer` says no activation and those of the replaced functions differ or are none of ours.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a PreTrainedModel of Transformers, got {type(model).__name__}")
     config = FeedForwardConfig(layer, modules)
     recorded = getattr(model.config, "quantization_config", None) or {}
     method = dict(recorded).get("quant_method", METHOD)
