@@ -237,20 +237,6 @@ def test_second_gradients_of_a_tree_whose_rows_are_computed_from_its_tokens(tree
     assert_second_gradients(run, [x, weight, out])
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_transforms_of_torch_func_are_right_or_refused(name, backend):
-    layer, x = LAYERS[name]().eval(), torch.randn(4, 5, 33)
-    with use_backend(backend):
-        torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
-        for transform in (torch.func.jacfwd, torch.func.hessian):
-            with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
-                transform(lambda x: layer(x).sum())(x)
-        for transform in (torch.func.grad, torch.func.jacrev):
-            with pytest.raises(RuntimeError, match="setup_context"):
-                transform(lambda x: layer(x).sum())(x)
-
-
 @pytest.mark.slow
 def test_sparse_gradients_are_dense_where_the_layer_is_compiled():
     layer = TreeFeedForward(6, depth=3, leaf_width=2, sparse=True)

@@ -39,6 +39,12 @@ def register_autograd(name: str, backward: Callable[..., Any], save: Callable[..
     _library.impl(name, dispatch, "Autograd")
 
 
+def may_learn(*tensors: Tensor | None) -> bool:
+    """Whether what is computed of these may be differentiated. Within `torch.vmap` tensors hide whether they learn."""
+    hidden = torch._C._are_functorch_transforms_active()
+    return torch.is_grad_enabled() and (hidden or any(t is not None and t.requires_grad for t in tensors))
+
+
 def gradients_by_definition(
     definition: Callable[..., tuple[Tensor, ...]],
     tensors: Sequence[Tensor | None],

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastff.ops.activation import activation_code
+from fastff.ops.autograd import may_learn
 from fastff.ops.backend import backend_of
 from fastff.ops.checks import check_reverse_mode
 from fastff.ops.indexed import op, reference  # noqa: F401  (op registers the operator)
@@ -48,6 +49,5 @@ def indexed_feedforward(
     if backend_of(x) == "reference":
         return reference.indexed_feedforward(x, index, w1, b1, w2, b2, activation=activation, gate=gate, mask=mask)
     arguments = (x, index, w1, b1, w2, b2, gate, mask)
-    keep_hidden = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    y, _ = torch.ops.fastff.indexed.default(*arguments, code, keep_hidden)
+    y, _ = torch.ops.fastff.indexed.default(*arguments, code, may_learn(*arguments))
     return y

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastff.ops.activation import activation_code
+from fastff.ops.autograd import may_learn
 from fastff.ops.backend import backend_of
 from fastff.ops.checks import check_reverse_mode, tree_depth
 from fastff.ops.tree import reference
@@ -67,7 +68,7 @@ def tree_feedforward(
     if node_out is None and leaves is None:
         raise ValueError("node_out or leaves must be given: a tree without both has no output")
     inputs = (x, node_weight, node_bias, node_out, *(leaves or _NOTHING), *(base or _NOTHING))
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    learns = may_learn(*inputs)
     levels = mask = None
     if not learns:
         gradient = "none"

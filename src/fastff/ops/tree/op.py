@@ -75,6 +75,18 @@ def _(x: Tensor, weights: list[Tensor], activation: int) -> tuple[Tensor, Tensor
     )
 
 
+@torch.library.register_vmap("fastff::tree_infer")  # PyTorch's own loop takes no list of tensors
+def _(info: Any, dims: tuple[Any, ...], x: Tensor, weights: list[Tensor], activation: int) -> tuple[Any, ...]:
+    def part(tensor: Tensor, dim: int | None, i: int) -> Tensor:
+        return tensor if dim is None else tensor.select(dim, i)
+
+    runs = []
+    for i in range(info.batch_size):
+        own = [part(w, dim, i) for w, dim in zip(weights, dims[1], strict=True)]
+        runs.append(torch.ops.fastff.tree_infer.default(part(x, dims[0], i), own, activation))
+    return tuple(torch.stack(outputs) for outputs in zip(*runs, strict=True)), (0, 0, 0)
+
+
 @torch.library.register_fake("fastff::tree_backward")
 def _(grad_y: Tensor, grad_logits: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
     tensors, needs, rows = inputs[:LEARNING], inputs[-2], inputs[-1]

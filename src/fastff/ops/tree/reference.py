@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastff.ops.activation import activate
+from fastff.ops.autograd import may_learn
 from fastff.ops.cmm import cmm_in, cmm_out
 from fastff.ops.descend import descend, global_rows
 from fastff.ops.indexed import reference as indexed
@@ -86,7 +87,7 @@ def tree_feedforward(
     leaf = _leaf_below(nodes, right)
     path = Path(logits.to(torch.promote_types(logits.dtype, torch.float32)), leaf)
 
-    learns = gradient != "none" and logits.requires_grad and logits.shape[-1] > 0
+    learns = gradient != "none" and may_learn(logits) and logits.shape[-1] > 0
     step = _straight_through(logits, right) if learns else None  # (T, K, D), value 0
     drawn = levels.unsqueeze(-1) if levels is not None and gradient == "sampled" else None  # (T, K, 1)
     if step is not None and drawn is not None:
