@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import interpreted_memory
+import interpreted_rounding
 from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF
 from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend, use_backend
 
@@ -87,6 +88,7 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pytest.importorskip("triton")
     if DEVICE == "cpu":
         interpreted_memory.watch(monkeypatch)
+        interpreted_rounding.round_to_nearest(monkeypatch)
         monkeypatch.setattr("fastff.ops.tree.triton.forward.FEW", 30)
     with use_backend("triton") if DEVICE == "cpu" else nullcontext():
         yield
