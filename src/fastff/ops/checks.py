@@ -47,7 +47,7 @@ def check_reverse_mode() -> None:
     """Raise a NotImplementedError where forward-mode derivatives are taken: PyTorch says they are 0 of any operator."""
     if forward_ad._current_level >= 0:
         raise NotImplementedError(
-            "forward-mode derivatives (torch.func.jvp, jacfwd, hessian) go through no layer of fastff; "
+            "forward-mode derivatives (torch.func.jvp, jacfwd, hessian) go through no routed layer of fastff; "
             "torch.autograd's are in reverse mode, those of torch.autograd.functional too"
         )
 
