@@ -14,6 +14,7 @@ from fastff.nn import (
     initialise_from_data,
     load_fastfeedforward,
     merge_base,
+    quantize,
     start_growth,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "initialise_from_data",
     "load_fastfeedforward",
     "merge_base",
+    "quantize",
     "start_growth",
 ]
 

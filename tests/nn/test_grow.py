@@ -26,7 +26,11 @@ def growing(levels: int = 0, **options) -> TreeFeedForward:
     return start_growth(layer, due(levels))
 
 
-@pytest.mark.parametrize("options", [{}, {"trees": 2}, {"two_sided": False}, {"shared_base": False}], ids=str)
+OPTIONS = [{}, {"trees": 2}, {"two_sided": False}, {"shared_base": False}]
+LEAVES_ALONE = {"trees": 2, "rank": 4, "contributing": False}
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, LEAVES_ALONE, LEAVES_ALONE | {"rank": None}], ids=str)
 def test_the_function_stays_the_same_while_leaves_double(options):
     layer, x = growing(**options), torch.randn(200, 6, dtype=F64)
     before = layer(x)
@@ -44,7 +48,7 @@ def test_the_function_stays_the_same_while_leaves_double(options):
     assert not torch.isclose(layer(x), before).any()
 
 
-@pytest.mark.parametrize("options", [{}, {"trees": 2}, {"two_sided": False}, {"shared_base": False}], ids=str)
+@pytest.mark.parametrize("options", [*OPTIONS, {"rank": 4}], ids=str)
 def test_before_it_grows_a_tree_is_a_dense_layer_of_its_inference_width(options):
     layer, x = growing(**options), torch.randn(50, 6, dtype=F64)
     dense = TreeFeedForward(6, 5, depth=0, leaf_width=layer.inference_width // layer.trees, dtype=F64, **options)
@@ -56,6 +60,8 @@ def test_before_it_grows_a_tree_is_a_dense_layer_of_its_inference_width(options)
             for level in range(3):  # the nodes, of which each level has its first row in use
                 row[:, 0, 2 + level] = getattr(layer, node)[:, 2**level - 1].view_as(row[:, 0, 0])
         dense.leaf_b2.copy_(layer.leaf_b2[:, :1] + (layer.base_b2 if base else 0))
+        if layer.rank:
+            dense.projection.copy_(layer.projection)
     torch.testing.assert_close(layer(x), dense(x))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastff.bench.candidate import Candidate
 from fastff.nn import FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
-from fastff.nn.routed import TreeLayer
+from fastff.nn.tree_layer import TreeLayer
 from fastff.ops import use_backend
 
 ROWS = 512  # compared at most

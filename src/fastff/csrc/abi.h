@@ -30,11 +30,11 @@ struct Tree {
   const void* w1;           // (K, L, W, I) or null
   const void* b1;           // (K, L, W)
   const void* w2;           // (K, L, W, leaf_S, O)
-  const void* b2;           // (K, L, O)
+  const void* b2;           // (K, L, O) or null
   const void* base_w1;      // (K, W, I), added to every leaf of a tree, or null
   const void* base_b1;      // (K, W)
   const void* base_w2;      // (K, W, leaf_S, O)
-  const void* base_b2;      // (K, O)
+  const void* base_b2;      // (K, O), there as b2 is
   const void* mask;         // (T, K, W), a factor of each hidden neuron, or null
 };
 
@@ -86,6 +86,27 @@ struct IndexedBackward : Indexed {
   void *grad_x, *grad_w1, *grad_b1, *grad_w2, *grad_b2, *grad_gate;  // null where none is asked for
 };
 
+// A tree in int8, without gradients. Bytes of weights are unsigned with a zero point of 128, each row has a scale; M rows
+// of decisions and leaf neurons, P of outputs; columns are padded with zeros to multiples of 64. As
+// fastff/ops/tree_int8/reference.py, which is the definition, has it.
+struct TreeInt8 {
+  int64_t T, K, D, I, O, S, W, leaf_S;
+  int64_t R;          // features that decisions and leaves see: I, or those of the projection
+  bool leaf_bias;     // whether a leaf has an output row of its own
+  Activation activation;
+  const void* x;                  // (T, I)
+  const uint8_t* in_rows;         // (M, R): nodes of all trees, then neurons of leaves
+  const float *in_scale, *in_bias;  // (M,)
+  const uint8_t* out_rows;        // (O / 64, P, 64): of nodes, of leaf neurons, of leaves
+  int64_t out_count;              // P
+  const float* out_scale;         // (P,)
+  const uint8_t* projection;      // (R, I) or null
+  const float* projection_scale;  // (R,)
+  void* y;        // (T, O)
+  float* logits;  // (D, T, K): a level of many walkers lies together
+  int64_t* leaf;  // (T, K)
+};
+
 // Rows (R, E) of a parameter under AdamW; some are stepped, or brought up to date; see fastff/optim/rows.py.
 struct AdamWRows {
   int64_t R, E, U;
@@ -105,6 +126,7 @@ struct Kernels {
   const char* name;
   void (*tree_forward[kDTypes])(const TreeForward&, const Pool&);
   void (*tree_backward[kDTypes])(const TreeBackward&, const Pool&);
+  void (*tree_int8[kDTypes])(const TreeInt8&, const Pool&);
   void (*indexed_forward[kDTypes])(const IndexedForward&, const Pool&);
   void (*indexed_backward[kDTypes])(const IndexedBackward&, const Pool&);
   void (*adamw_rows)(const AdamWRows&, const Pool&);  // float32

@@ -48,8 +48,8 @@ static Tree checked(TreeTensors& t, int64_t activation) {
     else
       check("node_out", *t.node_out, dtype, {a.K, N, a.O});
   }
-  bool all = t.b1 && t.w2 && t.b2;
-  STD_TORCH_CHECK(t.w1 ? all : !(t.b1 || t.w2 || t.b2), "w1, b1, w2 and b2 must be given together");
+  bool all = t.b1 && t.w2;
+  STD_TORCH_CHECK(t.w1 ? all : !(t.b1 || t.w2 || t.b2), "w1, b1 and w2 must be given together, and b2 with them alone");
   if (t.w1) {
     int64_t dim = t.w2->dim();
     STD_TORCH_CHECK(t.w1->dim() == 4, "w1 must have 4 dimensions (K, L, W, I), got ", t.w1->dim());
@@ -61,15 +61,16 @@ static Tree checked(TreeTensors& t, int64_t activation) {
     check("w1", *t.w1, dtype, {a.K, L, a.W, a.I});
     check("b1", *t.b1, dtype, {a.K, L, a.W});
     check_w2("w2", *t.w2, dtype, a, L);
-    check("b2", *t.b2, dtype, {a.K, L, a.O});
+    if (t.b2) check("b2", *t.b2, dtype, {a.K, L, a.O});
   }
   if (t.base_w1 || t.base_b1 || t.base_w2 || t.base_b2) {
-    STD_TORCH_CHECK(t.base_w1 && t.base_b1 && t.base_w2 && t.base_b2, "all of a base must be given together");
     STD_TORCH_CHECK(t.w1, "a base needs leaves");
+    STD_TORCH_CHECK(t.base_w1 && t.base_b1 && t.base_w2 && !t.base_b2 == !t.b2,
+                    "all of a base must be given together, base_b2 where there is a b2");
     check("base_w1", *t.base_w1, dtype, {a.K, 1, a.W, a.I});
     check("base_b1", *t.base_b1, dtype, {a.K, 1, a.W});
     check_w2("base_w2", *t.base_w2, dtype, a, 1);
-    check("base_b2", *t.base_b2, dtype, {a.K, 1, a.O});
+    if (t.base_b2) check("base_b2", *t.base_b2, dtype, {a.K, 1, a.O});
   }
   if (t.mask) check("mask", *t.mask, dtype, {a.T, a.K, a.W});
   a.activation = Activation(check_choice("activation", activation, 5));
@@ -123,16 +124,20 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> tree(
 }
 
 // The forward where nothing learns: fewer arguments and results, which for one token cost more than the kernel.
-// `weights` are node_weight and node_bias, then node_out, the four of the leaves, and the four of the base, if there.
+// `weights` are node_weight and node_bias, then node_out, the leaves' w1, b1, w2 and b2, and the base's, if there: which
+// are, their dimensions and number tell.
 static std::tuple<Tensor, Tensor, Tensor> tree_infer(Tensor x, std::vector<Tensor> weights, int64_t activation) {
-  size_t count = weights.size();
-  STD_TORCH_CHECK(count == 3 || count == 6 || count == 7 || count == 10 || count == 11,
-                  "weights must be 2 of the decisions, 0 or 1 node_out, 0 or 4 of leaves, 0 or 4 of a base, got ", count);
+  size_t count = weights.size(), next = 2;
+  bool contributes = count == 3 || (count > 3 && weights[3].dim() == 4);
+  size_t leaves = count - 2 - contributes;
+  STD_TORCH_CHECK(count > 2 && (leaves == 0 || leaves == 3 || leaves == 4 || leaves == 6 || leaves == 8),
+                  "weights must be 2 of the decisions, 0 or 1 node_out, 0, 3 or 4 of leaves, and as many of a base, got ",
+                  count);
   TreeTensors t{x, weights[0], weights[1], {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
-  size_t next = 2;
-  if (count % 4 == 3) t.node_out = weights[next++];
+  if (contributes) t.node_out = weights[next++];
+  bool biases = leaves % 4 == 0;
   for (OptionalTensor* part : {&t.w1, &t.b1, &t.w2, &t.b2, &t.base_w1, &t.base_b1, &t.base_w2, &t.base_b2})
-    if (next < count) *part = weights[next++];
+    if (next < count && (biases || (part != &t.b2 && part != &t.base_b2))) *part = weights[next++];
   auto [y, logits, leaf, hidden] = run(t, activation, false);
   return {y, logits, leaf};
 }
@@ -241,11 +246,11 @@ tree_backward(
       gradient_of(4, a.grad_w1, a.W > 0, &touched.leaves, leaves, {a.W, a.I}),
       gradient_of(5, a.grad_b1, a.W > 0, &touched.leaves, leaves, {a.W}),
       gradient_of(6, a.grad_w2, a.W > 0, &touched.leaves, leaves, w2_shape),
-      gradient_of(7, a.grad_b2, a.W > 0, &touched.leaves, leaves, {a.O}),
+      gradient_of(7, a.grad_b2, a.b2, &touched.leaves, leaves, {a.O}),
       gradient_of(8, a.grad_base_w1, a.base_w1, nullptr, {a.K, 1}, {a.W, a.I}),
       gradient_of(9, a.grad_base_b1, a.base_w1, nullptr, {a.K, 1}, {a.W}),
       gradient_of(10, a.grad_base_w2, a.base_w1, nullptr, {a.K, 1}, w2_shape),
-      gradient_of(11, a.grad_base_b2, a.base_w1, nullptr, {a.K, 1}, {a.O}),
+      gradient_of(11, a.grad_base_b2, a.base_b2, nullptr, {a.K, 1}, {a.O}),
       touched.nodes,
       touched.leaves,
   };

@@ -9,6 +9,7 @@ from fastff.nn.initialise import initialise_from_data
 from fastff.nn.layer import FeedForwardLayer
 from fastff.nn.load_fastfeedforward import load_fastfeedforward
 from fastff.nn.moe import MoE
+from fastff.nn.quantize import quantize
 from fastff.nn.routed import RoutedLayer
 from fastff.nn.routing import ExpertRouting, TreeRouting
 from fastff.nn.tree_feedforward import TreeFeedForward, merge_base
@@ -31,5 +32,6 @@ __all__ = [
     "load_fastfeedforward",
     "merge_base",
     "parse_layer",
+    "quantize",
     "start_growth",
 ]

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastff.nn.layer import one_of, probability, uniform_, whole_number
-from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
+from fastff.nn.tree_layer import TreeLayer
 from fastff.ops import Leaves, activate, leaf_probabilities, tree_feedforward
 
 
@@ -140,17 +140,40 @@ class FFF(TreeLayer):
         forward = self._hard if self.is_hard else self._soft
         y = forward(x, node_weight, node_bias, leaves)
         if master_gate is not None:
-            gate = torch.sigmoid(master_gate)
-            hidden = self._drop(activate(F.linear(x, master["master_w1"], master["master_b1"]), self.activation))
-            y = gate * y + (1 - gate) * F.linear(hidden, master["master_w2"].T, master["master_b2"])
+            y = torch.sigmoid(master_gate) * y + self._master(x, master_gate, **master)
         return y
+
+    def _master(
+        self, x: Tensor, gate: Tensor, master_w1: Tensor, master_b1: Tensor, master_w2: Tensor, master_b2: Tensor
+    ) -> Tensor:
+        """The share of the master leaf."""
+        hidden = self._drop(activate(F.linear(x, master_w1, master_b1), self.activation))
+        return (1 - torch.sigmoid(gate)) * F.linear(hidden, master_w2.T, master_b2)
+
+    def tree_weights(self) -> dict[str, Tensor | Leaves | None]:
+        own = {name: p.unsqueeze(0) for name, p in self.named_parameters() if not name.startswith("master")}
+        if self.master_width:
+            gate = torch.sigmoid(self.get_parameter("master_gate"))
+            own |= {name: gate * own[name] for name in ("leaf_w2", "leaf_b2")}
+        leaves = Leaves(*(own.pop(name) for name in ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")))
+        return {**own, "leaves": leaves}
+
+    @property
+    def float_parameters(self) -> tuple[str, ...]:
+        return tuple(name for name in self.parameter_names if name.startswith("master"))
+
+    def beside(self, x: Tensor, y: Tensor) -> Tensor:
+        if not self.master_width:
+            return y
+        master: dict[str, Tensor] = {name: getattr(self, name).to(x.dtype) for name in self.parameter_names}
+        return y + self._master(x, master.pop("master_gate"), **master)
 
     def _hard(self, x: Tensor, node_weight: Tensor, node_bias: Tensor, leaves: Leaves) -> Tensor:
         y, path = tree_feedforward(
             x,
             node_weight.unsqueeze(0),
             node_bias.unsqueeze(0),
-            leaves=Leaves(*(t.unsqueeze(0) for t in leaves)),
+            leaves=Leaves(*(t.unsqueeze(0) for t in leaves if t is not None)),
             activation=self.activation,
             gradient="exact" if self.training else "none",
             dropout=self.dropout if self.training else 0.0,
@@ -169,6 +192,7 @@ class FFF(TreeLayer):
         probability_TL = leaf_probabilities(p_TN)
         hidden = self._drop(activate(F.linear(x, leaves.w1.flatten(0, 1), leaves.b1.flatten()), self.activation))
         weighted = hidden.view(-1, L, W) * probability_TL.unsqueeze(-1)
+        assert leaves.b2 is not None
         return weighted.flatten(1) @ leaves.w2.flatten(0, 1) + probability_TL @ leaves.b2
 
     def _drop(self, hidden: Tensor) -> Tensor:

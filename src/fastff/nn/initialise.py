@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastff.nn.layer import whole_number
-from fastff.nn.routed import TreeLayer
+from fastff.nn.tree_layer import TreeLayer
 
 POWER_ITERATIONS = 15
 
@@ -59,7 +59,8 @@ def _inputs_in_order(model: nn.Module, batches: Iterable[Any], samples: int) -> 
         x_TI = _inputs_of(model, layer, kept, samples)
         if x_TI.shape[0] == 0:
             raise ValueError(f"batches must bring tokens to every tree layer, got none for {name!r}")
-        yield layer, x_TI.float()
+        with torch.no_grad():
+            yield layer, layer.seen(x_TI.float())
 
 
 def _layers_in_order(model: nn.Module, batch: Any) -> list[tuple[str, TreeLayer]]:

@@ -118,7 +118,8 @@ class FeedForwardLayer(nn.Module, ABC):
             y = self.forward_tokens(tokens, **parameters)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
-    def _check_input(self, x: Tensor, dtype: torch.dtype, autocasts: bool) -> None:
+    def _check_input(self, x: Tensor, dtype: torch.dtype | None, autocasts: bool) -> None:
+        """Whether `x` fits the layer and the dtype of the parameters; None: whatever dtype it has."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             what = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a floating-point tensor, got {what}")
@@ -126,7 +127,7 @@ class FeedForwardLayer(nn.Module, ABC):
             raise ValueError(
                 f"x must have {self.in_features} features in its last dimension, got shape {tuple(x.shape)}"
             )
-        if x.dtype != dtype and not autocasts:
+        if dtype is not None and x.dtype != dtype and not autocasts:
             raise TypeError(f"x must have the dtype of the parameters, {dtype}, or autocast be on; got {x.dtype}")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastff.nn.layer import FeedForwardLayer
-from fastff.nn.routing import Routing, TreeRouting
+from fastff.nn.routing import Routing
 
 
 class RoutedLayer(FeedForwardLayer):
@@ -45,20 +45,3 @@ class RoutedLayer(FeedForwardLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_record"}
-
-
-class TreeLayer(RoutedLayer):
-    """A layer made of one or more trees."""
-
-    depth: int
-
-    @property
-    def routing(self) -> TreeRouting:
-        """What the last forward decided; RuntimeError if the layer has not run yet."""
-        routing = super().routing
-        assert isinstance(routing, TreeRouting)
-        return routing
-
-    @abstractmethod
-    def decisions(self) -> tuple[Tensor, Tensor]:
-        """Weight (K, N, in) and bias (K, N) of the nodes that decide, breadth first; views of the parameters."""

@@ -1,6 +1,6 @@
 """The recommended tree layer: nodes decide and contribute, leaves compute, hard from the first step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastff.nn.layer import one_of, uniform_, whole_number
-from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
+from fastff.nn.tree_layer import TreeLayer
 from fastff.ops import GRADIENTS, Leaves, tree_feedforward
 
 NODE_PARAMETERS = ("node_weight", "node_bias", "node_out")
@@ -33,6 +33,12 @@ class TreeFeedForward(TreeLayer):
         gradient: of the decisions in training (in eval mode it is "none"): "exact" (straight-through; depth + 1 leaves
             a token and tree), "sampled" (one level a token at random, times depth: unbiased; 2 leaves), "chosen"
             (without the side not taken; 1 leaf), "none".
+        rank: R; decisions and leaves see LayerNorm(P x), P (R, in) one projection for all trees, in place of x. A
+            neuron then reads R weights and one output row, so it costs about half, and a decision next to nothing.
+            None: they see x.
+        contributing: whether nodes add to the output. If not, leaves alone do, and a path that costs little is free to
+            be deep: with `rank`, trees of many leaves run one output row for each of their leaves' neurons.
+        leaf_bias: whether a leaf has an output bias of its own, which is one more row for a token to read.
         two_sided: a neuron, of a node or a leaf, has two output rows and adds relu(z) times the right or relu(-z) times
             the left; otherwise one row, and adds activation(z) times it. The executed cost is the same.
         shared_base: in training a leaf is base + offset, with one base for all leaves of a tree, so that what one
@@ -44,11 +50,12 @@ class TreeFeedForward(TreeLayer):
             gradients are dense.
         device, dtype: of the parameters.
 
-    Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, S = 2 if two_sided else 1): node_weight (K, N, in),
-    node_bias (K, N), node_out (K, N, S, out), leaf_w1 (K, L, W, in), leaf_b1 (K, L, W), leaf_w2 (K, L, W, 2, out) if
-    two_sided else (K, L, W, out), leaf_b2 (K, L, out), and with shared_base for each of the last four a base_... with 1
-    in place of L, the leaf's own then being an offset that starts at 0. Initialised uniform(+-1/sqrt(in)), what leads
-    to the output uniform(+-1/sqrt(K * (depth + W))), as a dense layer of the executed width.
+    Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, S = 2 if two_sided else 1, R = rank or in): node_weight
+    (K, N, R), node_bias (K, N), node_out (K, N, S, out) if contributing, leaf_w1 (K, L, W, R), leaf_b1 (K, L, W),
+    leaf_w2 (K, L, W, 2, out) if two_sided else (K, L, W, out), leaf_b2 (K, L, out) if leaf_bias, projection (R, in) if
+    rank, and with shared_base for each of the leaves' a base_... with 1 in place of L, the leaf's own then being an
+    offset that starts at 0. Initialised uniform(+-1/sqrt(R)), what leads to the output uniform(+-1/sqrt(n)) with n the
+    neurons of a token that do, as a dense layer of that width; the projection normal with deviation 1/sqrt(in).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -56,7 +63,7 @@ class TreeFeedForward(TreeLayer):
 
     node_weight: nn.Parameter
     node_bias: nn.Parameter
-    node_out: nn.Parameter
+    projection: nn.Parameter  # if there is a rank
     levels: int  # of nodes in use: depth, but for a tree that grows (`fastff.start_growth`)
 
     def __init__(
@@ -69,6 +76,9 @@ class TreeFeedForward(TreeLayer):
         trees: int = 1,
         activation: str = "gelu",
         gradient: str = "exact",
+        rank: int | None = None,
+        contributing: bool = True,
+        leaf_bias: bool = True,
         two_sided: bool = True,
         shared_base: bool = True,
         sparse: bool = False,
@@ -80,28 +90,33 @@ class TreeFeedForward(TreeLayer):
         self.leaf_width = whole_number("leaf_width", leaf_width, 1)
         self.trees = whole_number("trees", trees, 1)
         self.gradient = one_of("gradient", gradient, GRADIENTS)
+        self.rank = None if rank is None else whole_number("rank", rank, 1)
+        self.contributing = one_of("contributing", contributing, (True, False))
+        self.leaf_bias = one_of("leaf_bias", leaf_bias, (True, False))
         self.two_sided = one_of("two_sided", two_sided, (True, False))
         self.shared_base = one_of("shared_base", shared_base, (True, False)) and self.depth > 0
         self.sparse = one_of("sparse", sparse, (True, False))
         K, N, L, W, S = self.trees, 2**self.depth - 1, 2**self.depth, self.leaf_width, 2 if two_sided else 1
         I, O = self.in_features, self.out_features
+        R = self.rank or I
         shapes: dict[str, tuple[int, ...]] = {
-            "node_weight": (K, N, I),
+            "node_weight": (K, N, R),
             "node_bias": (K, N),
-            "node_out": (K, N, S, O),
-            "leaf_w1": (K, L, W, I),
+            **({"node_out": (K, N, S, O)} if contributing else {}),
+            "leaf_w1": (K, L, W, R),
             "leaf_b1": (K, L, W),
             "leaf_w2": (K, L, W, S, O) if two_sided else (K, L, W, O),
-            "leaf_b2": (K, L, O),
+            **({"leaf_b2": (K, L, O)} if leaf_bias else {}),
+            **({"projection": (R, I)} if self.rank else {}),
         }
         if self.shared_base:
-            shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS}
+            shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS if name in shapes}
         self._register(shapes, device, dtype)
         self.register_state_dict_post_hook(_whole_tree)
 
     @property
     def zero_parameters(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(LEAF_PARAMETERS) if self.shared_base else ()  # offsets from the base
+        return self.leaf_parameters if self.shared_base else ()  # offsets from the base
 
     def reset_parameters(self) -> None:
         """Initialise anew."""
@@ -109,13 +124,17 @@ class TreeFeedForward(TreeLayer):
             for name, p in self.named_parameters():
                 if name in self.zero_parameters:
                     p.zero_()
+                elif name == "projection":
+                    p.normal_(0, self.in_features**-0.5)
+                elif name.endswith(("out", "w2", "b2")):
+                    uniform_(p, self.trees * (self.leaf_width + (self.depth if self.contributing else 0)))
                 else:
-                    uniform_(p, self.inference_width if name.endswith(("out", "w2", "b2")) else self.in_features)
+                    uniform_(p, self.rank or self.in_features)
 
     @property
     def training_width(self) -> int:
-        """Neurons of all trees, nodes and leaves: trees * (2^depth - 1 + 2^depth * leaf_width)."""
-        return self.trees * (2**self.depth - 1 + 2**self.depth * self.leaf_width)
+        """Neurons of all trees that put something out: trees * (2^depth - 1 + 2^depth * leaf_width), or the leaves'."""
+        return self.trees * ((2**self.depth - 1) * self.contributing + 2**self.depth * self.leaf_width)
 
     @property
     def inference_width(self) -> int:
@@ -126,28 +145,42 @@ class TreeFeedForward(TreeLayer):
         """In training with the other sides that the gradient of the decisions follows."""
         D, W = self.depth, self.leaf_width
         other_nodes, other_leaves = {"exact": (D * (D - 1) // 2, D), "sampled": (D - 1, 1)}.get(self.gradient, (0, 0))
-        neurons = D + W + (other_nodes + other_leaves * W if training and D else 0)
-        return self.trees * neurons * (self.in_features + self.out_features)
+        I, O, R = self.in_features, self.out_features, self.rank or self.in_features
+        nodes, leaves = (D + other_nodes, 1 + other_leaves) if training and D else (D, 1)
+        own = nodes * (R + O * self.contributing) + leaves * W * (R + O)
+        return self.trees * own + (R * I if self.rank else 0)
 
     def merge_base(self) -> None:
         """Add the shared base to the leaves, in place, and drop it: the same function, fewer parameters."""
         if not self.shared_base:
             return
         with torch.no_grad():
-            for name in LEAF_PARAMETERS:
+            for name in self.leaf_parameters:
                 getattr(self, name).add_(getattr(self, _base(name)))
                 delattr(self, _base(name))
         self.parameter_names = tuple(name for name in self.parameter_names if not name.startswith("base"))
         self.shared_base = False
 
     def forward_tokens(
-        self, x: Tensor, node_weight: Tensor, node_bias: Tensor, node_out: Tensor, **leaf: Tensor
+        self,
+        x: Tensor,
+        node_weight: Tensor,
+        node_bias: Tensor,
+        node_out: Tensor | None = None,
+        projection: Tensor | None = None,
+        **leaf: Tensor,
     ) -> Tensor:
-        own = Leaves(*(leaf[name] for name in LEAF_PARAMETERS))
-        base = Leaves(*(leaf[_base(name)] for name in LEAF_PARAMETERS)) if self.shared_base else None
+        own = _leaves(leaf, LEAF_PARAMETERS)
+        base = _leaves(leaf, map(_base, LEAF_PARAMETERS)) if self.shared_base else None
         if self.levels < self.depth:
-            node_weight, node_bias, node_out, own = self._smaller_tree(node_weight, node_bias, node_out, own, base)
-            base = None
+            if node_out is None:
+                L, N = 2**self.levels, 2**self.levels - 1
+                node_weight, node_bias, own = node_weight[:, :N], node_bias[:, :N], first_leaves(own, L)
+            else:
+                node_weight, node_bias, node_out, own = self._smaller_tree(node_weight, node_bias, node_out, own, base)
+                base = None
+        if projection is not None:
+            x = project(x, projection)
         y, path = tree_feedforward(
             x,
             node_weight,
@@ -167,9 +200,9 @@ class TreeFeedForward(TreeLayer):
     ) -> tuple[Tensor, Tensor, Tensor, Leaves]:
         """The tree of the levels that decide so far: the nodes of the others are neurons of its leaves."""
         L, N = 2**self.levels, 2**self.levels - 1
-        own = Leaves(*(t[:, :L] for t in own))
+        own = first_leaves(own, L)
         if base is not None:
-            own = Leaves(*(t + shared for t, shared in zip(own, base, strict=True)))
+            own = own.plus(base)
         w1, b1, w2 = [own.w1], [own.b1], [own.w2]
         for level in range(self.levels, self.depth):
             rows = slice(2**level - 1, 2**level - 1 + L)
@@ -184,11 +217,16 @@ class TreeFeedForward(TreeLayer):
 
         Of 2^level rows a tree that grows uses 2^min(level, levels), the first ones: one for each of its leaves.
         """
-        for level in range(self.depth):
+        for level in range(self.depth if self.contributing else 0):
             for name in NODE_PARAMETERS:
                 yield name, level, 2**level - 1
-        for name in LEAF_PARAMETERS:
+        for name in self.leaf_parameters:
             yield name, self.depth, 0
+
+    @property
+    def leaf_parameters(self) -> tuple[str, ...]:
+        """Names of those of leaves that the layer has."""
+        return tuple(name for name in LEAF_PARAMETERS if self.leaf_bias or name != "leaf_b2")
 
     def _routing(self, logits: Tensor, leaf: Tensor) -> TreeRouting:
         return TreeRouting(logits, leaf, 2**self.levels - 1, 2**self.levels, soft=False)
@@ -196,17 +234,36 @@ class TreeFeedForward(TreeLayer):
     def decisions(self) -> tuple[Tensor, Tensor]:
         return self.node_weight, self.node_bias
 
+    def seen(self, x: Tensor) -> Tensor:
+        return x if self.rank is None else project(x, self.projection.to(x.dtype))
+
+    def tree_weights(self) -> dict[str, Tensor | Leaves | None]:
+        if self.levels < self.depth:
+            grown = f"{self.depth}, before it is quantised, has {self.levels}"
+            raise ValueError(f"a tree must have grown to its depth, {grown}")
+        self.merge_base()
+        own = {name: getattr(self, name) for name in self.parameter_names}
+        nodes = {name: own.get(name) for name in (*NODE_PARAMETERS, "projection")}
+        return nodes | {"leaves": _leaves(own, LEAF_PARAMETERS)}
+
     def block_counts(self) -> dict[str, Tensor]:
         used = self.routing.leaf_counts  # by the rows in use of each level that does not decide, and of the leaves
+        if not self.contributing:  # nodes that do not decide yet are not in use
+            nodes = F.pad(self.routing.path_counts, (0, 2**self.depth - 2**self.levels))
+            leaves = F.pad(used, (0, 2**self.depth - used.shape[1]))
+            return dict.fromkeys(NODE_PARAMETERS[:2], nodes) | dict.fromkeys(self.leaf_parameters, leaves)
         *waiting, leaves = (F.pad(used, (0, 2**level - used.shape[1])) for level in range(self.levels, self.depth + 1))
         nodes = torch.cat([self.routing.path_counts, *waiting], dim=1)
-        return dict.fromkeys(NODE_PARAMETERS, nodes) | dict.fromkeys(LEAF_PARAMETERS, leaves)
+        return dict.fromkeys(NODE_PARAMETERS, nodes) | dict.fromkeys(self.leaf_parameters, leaves)
 
     def extra_repr(self) -> str:
+        given = {"rank": self.rank, "contributing": self.contributing, "leaf_bias": self.leaf_bias}
+        usual = {"rank": None, "contributing": True, "leaf_bias": True}
+        more = "".join(f", {name}={value}" for name, value in given.items() if value != usual[name])
         return (
             f"{self.in_features}, {self.out_features}, depth={self.depth}, leaf_width={self.leaf_width}, "
             f"trees={self.trees}, activation={self.activation!r}, gradient={self.gradient!r}, "
-            f"two_sided={self.two_sided}, shared_base={self.shared_base}"
+            f"two_sided={self.two_sided}, shared_base={self.shared_base}{more}"
         )
 
 
@@ -215,7 +272,7 @@ def _whole_tree(layer: TreeFeedForward, state: dict[str, Any], prefix: str, _: A
     if layer.levels == layer.depth:
         return
     used = 2**layer.levels
-    for name in NODE_PARAMETERS + LEAF_PARAMETERS:
+    for name in {name for name, _, _ in layer.rows_by_level()}:
         state[prefix + name] = state[prefix + name].clone()
     for name, level, first in layer.rows_by_level():
         if level > layer.levels:
@@ -247,6 +304,22 @@ def merge_base(model: nn.Module) -> nn.Module:
         if isinstance(module, TreeFeedForward):
             module.merge_base()
     return model
+
+
+def project(x: Tensor, projection: Tensor) -> Tensor:
+    """LayerNorm(P x), (T, in) -> (T, R)."""
+    return F.layer_norm(F.linear(x, projection), projection.shape[:1])
+
+
+def _leaves(given: dict[str, Tensor], names: Iterable[str]) -> Leaves:
+    """Of the parameters of these names; the last, output biases, may not be there."""
+    w1, b1, w2, b2 = names
+    return Leaves(given[w1], given[b1], given[w2], given.get(b2))
+
+
+def first_leaves(leaves: Leaves, count: int) -> Leaves:
+    """The first `count` of each tree."""
+    return Leaves(*(None if t is None else t[:, :count] for t in leaves))  # type: ignore[arg-type]
 
 
 def _base(name: str) -> str:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fastff.nn.layer import one_of, uniform_, whole_number
-from fastff.nn.routed import TreeLayer
 from fastff.nn.routing import TreeRouting
-from fastff.ops import tree_feedforward
+from fastff.nn.tree_layer import TreeLayer
+from fastff.ops import Leaves, tree_feedforward
 
 
 class UltraFFF(TreeLayer):
@@ -92,6 +92,9 @@ class UltraFFF(TreeLayer):
     def decisions(self) -> tuple[Tensor, Tensor]:
         inner = 2**self.depth - 1
         return self.w_in[:, :inner], self.b_in[:, :inner]
+
+    def tree_weights(self) -> dict[str, Tensor | Leaves | None]:
+        return {"node_weight": self.w_in, "node_bias": self.b_in, "node_out": self.w_out}
 
     def block_counts(self) -> dict[str, Tensor]:
         counts = torch.cat([self.routing.path_counts, self.routing.leaf_counts], dim=1)

@@ -7,11 +7,14 @@ from fastff.ops.descend import descend
 from fastff.ops.indexed import indexed_feedforward
 from fastff.ops.leaf_probabilities import leaf_probabilities
 from fastff.ops.tree import GRADIENTS, Leaves, Path, tree_feedforward
+from fastff.ops.tree_int8 import Int8Shape, Int8Tree, quantise_tree, tree_int8
 
 __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
     "GRADIENTS",
+    "Int8Shape",
+    "Int8Tree",
     "Leaves",
     "Path",
     "activate",
@@ -23,6 +26,8 @@ __all__ = [
     "indexed_feedforward",
     "instruction_set",
     "leaf_probabilities",
+    "quantise_tree",
     "tree_feedforward",
+    "tree_int8",
     "use_backend",
 ]

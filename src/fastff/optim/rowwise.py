@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from fastff.nn.layer import autocasts_input
-from fastff.nn.routed import TreeLayer
+from fastff.nn.tree_layer import TreeLayer
 from fastff.optim.blockwise import REQUIREMENTS
 from fastff.optim.dense import adamw_step
 from fastff.optim.met import met_blocks

@@ -3,6 +3,7 @@
 #include "rows.h"
 #include "tree_backward.h"
 #include "tree_forward.h"
+#include "tree_int8.h"
 
 #define FASTFF_TEXT(name) #name
 #define FASTFF_NAME(name) FASTFF_TEXT(name)
@@ -12,5 +13,5 @@ namespace FASTFF_ISA {
 using namespace fastff;
 extern const Kernels kernels;
 const Kernels kernels = {FASTFF_NAME(FASTFF_ISA), FASTFF_EACH(tree_forward), FASTFF_EACH(tree_backward),
-                         FASTFF_EACH(indexed_forward), FASTFF_EACH(indexed_backward), adamw_rows};
+                         FASTFF_EACH(tree_int8), FASTFF_EACH(indexed_forward), FASTFF_EACH(indexed_backward), adamw_rows};
 }  // namespace FASTFF_ISA

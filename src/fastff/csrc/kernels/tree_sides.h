@@ -105,7 +105,7 @@ class OtherSides {
       w2_dots(b, weights.w2, hidden, leaf_gain);
       row_dots(b, weights.b2, bias_gain);
       for (int i = 0; i < b.n; i++) {
-        *own[i] += bias_gain[i];
+        if (weights.b2.W) *own[i] += bias_gain[i];
         for (int64_t w = 0; w < W; w++) *own[i] += active[i * W + w] * leaf_gain[i * W + w];
       }
     }

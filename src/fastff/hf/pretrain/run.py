@@ -36,7 +36,7 @@ from fastff.hf.save import save_whole
 from fastff.hf.text import load_tokenizer
 from fastff.interrupts import Interrupted, interrupts
 from fastff.nn import FeedForwardLayer, initialise_from_data
-from fastff.nn.routed import TreeLayer
+from fastff.nn.tree_layer import TreeLayer
 from fastff.run_folder import claim_folder, is_finished
 
 INITIALISE_TOKENS = 4000  # what `initialise_from_data` looks at

@@ -13,7 +13,7 @@ def indexed_feedforward(
     w1: Tensor,
     b1: Tensor,
     w2: Tensor,
-    b2: Tensor,
+    b2: Tensor | None,
     *,
     activation: str,
     gate: Tensor | None = None,
@@ -35,4 +35,5 @@ def indexed_feedforward(
     if two_sided:
         hidden_TSW, w2 = hidden_TSW.flatten(-2), w2.flatten(1, 2)  # as twice as many neurons
     gate_TS1 = (x.new_ones(index.shape) if gate is None else gate).unsqueeze(-1)
-    return cmm_out(hidden_TSW * gate_TS1, w2, index) + cmm_out(gate_TS1, b2.unsqueeze(1), index)
+    y = cmm_out(hidden_TSW * gate_TS1, w2, index)
+    return y if b2 is None else y + cmm_out(gate_TS1, b2.unsqueeze(1), index)

@@ -36,12 +36,13 @@ def check_tree(x: Tensor, weights: Sequence[Tensor | None], mask: Tensor | None,
         if node_out.dim() not in (3, 4) or (node_out.dim() == 4 and node_out.shape[2] not in (1, 2)):
             raise RuntimeError(f"node_out must be (K, N, O) or (K, N, 1 or 2, O), got {tuple(node_out.shape)}")
         check_tensor("node_out", node_out, x, (K, N, *node_out.shape[2:]))
-    if len({t is None for t in leaves}) > 1:
-        raise RuntimeError("w1, b1, w2 and b2 must be given together")
-    if len({t is None for t in base}) > 1:
-        raise RuntimeError("all of a base must be given together")
-    if base[0] is not None and leaves[0] is None:
-        raise RuntimeError("a base needs leaves")
+    if len({t is None for t in leaves[:3]}) > 1 or (leaves[0] is None and leaves[3] is not None):
+        raise RuntimeError("w1, b1 and w2 must be given together, and b2 with them alone")
+    if any(t is not None for t in base):
+        if leaves[0] is None:
+            raise RuntimeError("a base needs leaves")
+        if any((own is None) != (shared is None) for own, shared in zip(leaves, base, strict=True)):
+            raise RuntimeError("all of a base must be given together, base_b2 where there is a b2")
     width = 0
     if leaves[0] is not None:
         w1, _, w2, _ = leaves
@@ -64,10 +65,22 @@ def check_tree(x: Tensor, weights: Sequence[Tensor | None], mask: Tensor | None,
     check_choice("activation", activation, len(ACTIVATIONS))
 
 
-def check_count(weights: list[Tensor]) -> None:
-    """Raise a RuntimeError unless a tree can be made of so many tensors."""
-    if len(weights) not in (3, 6, 7, 10, 11):
+def split_weights(weights: Sequence[Tensor]) -> list[Tensor | None]:
+    """The two tensors of the decisions, node_out, the four of leaves and the four of a base out of those that are
+    there: which are, their dimensions and number tell.
+
+    Raises:
+        RuntimeError: no tree is made of so many.
+    """
+    decisions, rest = list(weights[:2]), list(weights[2:])
+    contributes = len(rest) == 1 or (len(rest) > 1 and rest[1].dim() == 4)
+    node_out, leaves = (rest[0], rest[1:]) if contributes else (None, rest)
+    if not rest or len(leaves) not in (0, 3, 4, 6, 8):
         raise RuntimeError(
-            "weights must be 2 of the decisions, 0 or 1 node_out, 0 or 4 of leaves, 0 or 4 of a base, "
+            "weights must be 2 of the decisions, 0 or 1 node_out, 0, 3 or 4 of leaves, and as many of a base, "
             f"got {len(weights)}"
         )
+    parts: list[Tensor | None] = list(leaves)
+    if len(leaves) % 4:  # without output biases
+        parts = [*parts[:3], None, *parts[3:], *([None] if len(leaves) > 3 else [])]
+    return [*decisions, node_out, *parts, *[None] * (8 - len(parts))]

@@ -13,6 +13,7 @@ from fastff.ops.autograd import gradients_by_definition, register_autograd
 from fastff.ops.backend import register_triton
 from fastff.ops.checks import check_devices, tree_depth
 from fastff.ops.tree import reference
+from fastff.ops.tree.checks import split_weights
 
 GRADIENTS = ("none", "chosen", "sampled", "exact")  # order of the kernels' enumeration
 LEARNING = 12  # tensors that may have a gradient: x, decisions, node_out, leaves, base
@@ -28,7 +29,7 @@ torch.library.define(
     "(Tensor y, Tensor logits, Tensor leaf, Tensor hidden)",
 )
 # The forward where nothing learns. For one token a call's arguments cost more than the kernel: here they are few.
-# Of `weights` those that are not None, in the order above.
+# Of `weights` those that are not None, in the order above (`split_weights`).
 torch.library.define(
     "fastff::tree_infer", "(Tensor x, Tensor[] weights, int activation) -> (Tensor y, Tensor logits, Tensor leaf)"
 )
@@ -68,8 +69,11 @@ def _(
 def _(x: Tensor, weights: list[Tensor], activation: int) -> tuple[Tensor, Tensor, Tensor]:
     check_devices(x, *weights)
     T, K, D = x.shape[0], weights[0].shape[0], tree_depth(weights[0].shape[1])
+    _, _, node_out, _, _, w2, *_ = split_weights(weights)
+    out = w2 if node_out is None else node_out
+    assert out is not None
     return (
-        x.new_empty(T, weights[2 if len(weights) % 4 == 3 else 4].shape[-1]),
+        x.new_empty(T, out.shape[-1]),
         x.new_empty(T, K, D, dtype=torch.float32),
         x.new_empty(T, K, dtype=torch.int64),
     )

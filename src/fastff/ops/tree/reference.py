@@ -9,7 +9,7 @@ Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf w
 leaf neuron.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from fastff.ops.indexed import reference as indexed
 
 
 class Leaves(NamedTuple):
-    """The leaves of K trees: w1 (K, L, W, I), b1 (K, L, W), w2 (K, L, W, O), b2 (K, L, O).
+    """The leaves of K trees: w1 (K, L, W, I), b1 (K, L, W), w2 (K, L, W, O), b2 (K, L, O) or None.
 
     Or w2 (K, L, W, 2, O): two-sided neurons, which put out relu(-z) times row 0 and relu(z) times row 1.
     """
@@ -30,10 +30,15 @@ class Leaves(NamedTuple):
     w1: Tensor
     b1: Tensor
     w2: Tensor
-    b2: Tensor
+    b2: Tensor | None = None
 
     def detach(self) -> "Leaves":
-        return Leaves(*(t.detach() for t in self))
+        return Leaves(*(None if t is None else t.detach() for t in self))  # type: ignore[arg-type]
+
+    def plus(self, base: "Leaves") -> "Leaves":
+        """With a base (K, 1, ...) added to each."""
+        own = zip(self, base, strict=True)
+        return Leaves(*(None if t is None or b is None else t + b for t, b in own))  # type: ignore[arg-type]
 
 
 class Path(NamedTuple):
@@ -79,7 +84,7 @@ def tree_feedforward(
         mask: (T, K, W), a factor of each hidden neuron of the leaf on the path, or None.
     """
     if leaves is not None and base is not None:
-        leaves = Leaves(*(own + shared for own, shared in zip(leaves, base, strict=True)))
+        leaves = leaves.plus(base)
     if node_out is not None and node_out.dim() == 3:
         node_out = node_out.unsqueeze(2)
     logits, nodes = descend(x, node_weight, node_bias)
@@ -144,7 +149,7 @@ def _run_leaves(
 ) -> Tensor:
     """Leaves (T, K) or (T, K, M) of the trees, times the gate of the same shape (1 if None), summed: (T, O)."""
     index = global_rows(leaf, leaves.b1.shape[1]).flatten(1)
-    experts = (t.flatten(0, 1) for t in leaves)
+    experts: Any = (None if t is None else t.flatten(0, 1) for t in leaves)
     gate = None if gate is None else gate.flatten(1)
     return indexed.indexed_feedforward(x, index, *experts, activation=activation, gate=gate, mask=mask)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastff.ops.tree.checks import check_count
+from fastff.ops.tree.checks import split_weights
 from fastff.ops.tree.triton.inputs import Tree
 from fastff.ops.triton.blocks import Rows
 from fastff.ops.triton.config import config
@@ -28,11 +28,7 @@ def tree(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def tree_infer(x: Tensor, weights: list[Tensor], activation: int) -> tuple[Tensor, Tensor, Tensor]:
     """`fastff::tree_infer`."""
-    check_count(weights)
-    node_weight, node_bias, *rest = weights
-    node_out = rest.pop(0) if len(rest) % 4 else None
-    whole = (node_weight, node_bias, node_out, *rest, *[None] * (8 - len(rest)))
-    return _forward(Tree(x, *whole, mask=None, activation=activation))[:3]
+    return _forward(Tree(x, *split_weights(weights), mask=None, activation=activation))[:3]
 
 
 def _forward(tree: Tree) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -22,6 +22,10 @@ class Tree:
         self.x, self.mask, self.activation = x.contiguous(), None if mask is None else mask.contiguous(), activation
         whole: list[Any] = [None if t is None else t.contiguous() for t in weights]
         self.node_weight, self.node_bias, self.node_out, *leaves = whole[:7]
+        if leaves[0] is not None and leaves[3] is None:  # the kernels know no leaf without output biases
+            K, L = leaves[0].shape[:2]
+            leaves[3] = x.new_zeros(K, L, leaves[2].shape[-1])
+            whole[10] = None if whole[7] is None else x.new_zeros(K, 1, leaves[2].shape[-1])
         if whole[7] is not None:
             with on_device(x):
                 leaves = with_base(leaves, whole[7:])

@@ -1,0 +1,275 @@
+// Products of bytes: rows of weights are unsigned with a zero point of 128, tokens and amplitudes are signed in
+// [-127, 127], sums are exact in int32, so that no order of them shows in the bits.
+#pragma once
+
+#include "pool.h"
+#include "vec.h"
+
+namespace FASTFF_ISA {
+
+constexpr int kColumnBlock = 64;  // columns of an output row that lie together; COLUMN_BLOCK in Python
+constexpr int kWalkers = 16;      // products of rows with tokens that are summed over lanes together
+
+// What 4 neighbouring products add to each sum of 32 bits. Instructions that multiply unsigned by signed bytes take the
+// rows as they are (the zero point is taken off afterwards); where pairs of products must fit 16 bits, rows are
+// centred first, and take the sign of the other factor.
+#if defined(__AVX512VNNI__)
+#define FASTFF_BYTES 64
+constexpr bool kCentred = false;
+typedef __m512i Packed;
+inline Packed load_packed(const void* p) { return _mm512_loadu_si512(p); }
+inline Packed dot4(Packed sum, Packed rows, Packed factors) { return _mm512_dpbusd_epi32(sum, rows, factors); }
+inline Packed broadcast4(int32_t four) { return _mm512_set1_epi32(four); }
+inline Packed low8(Packed a, Packed b) { return _mm512_unpacklo_epi8(a, b); }
+inline Packed high8(Packed a, Packed b) { return _mm512_unpackhi_epi8(a, b); }
+inline Packed low16(Packed a, Packed b) { return _mm512_unpacklo_epi16(a, b); }
+inline Packed high16(Packed a, Packed b) { return _mm512_unpackhi_epi16(a, b); }
+#elif defined(__AVX2__)
+#define FASTFF_BYTES 32
+typedef __m256i Packed;
+inline Packed load_packed(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline Packed broadcast4(int32_t four) { return _mm256_set1_epi32(four); }
+#if defined(__AVXVNNI__)
+constexpr bool kCentred = false;
+inline Packed dot4(Packed sum, Packed rows, Packed factors) { return _mm256_dpbusd_avx_epi32(sum, rows, factors); }
+#else
+constexpr bool kCentred = true;
+inline Packed dot4(Packed sum, Packed rows, Packed factors) {
+  Packed centred = _mm256_sign_epi8(_mm256_xor_si256(rows, _mm256_set1_epi8(-128)), factors);
+  Packed pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(factors), centred);  // at most 2 * 127 * 127
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#endif
+inline Packed low8(Packed a, Packed b) { return _mm256_unpacklo_epi8(a, b); }
+inline Packed high8(Packed a, Packed b) { return _mm256_unpackhi_epi8(a, b); }
+inline Packed low16(Packed a, Packed b) { return _mm256_unpacklo_epi16(a, b); }
+inline Packed high16(Packed a, Packed b) { return _mm256_unpackhi_epi16(a, b); }
+#else
+constexpr bool kCentred = true;
+#endif
+
+#if defined(FASTFF_BYTES)
+// out[i] = the sum over the lanes of sum[i].
+inline void sum_lanes(const Packed (&sum)[kWalkers], int32_t* out) {
+#if FASTFF_BYTES == 64
+  Packed t[8], u[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++)
+    t[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[2 * i], sum[2 * i + 1]),
+                            _mm512_unpackhi_epi32(sum[2 * i], sum[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    u[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+  auto fold = [](Packed a, Packed b) {  // neighbouring quarters
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+  };
+  _mm512_storeu_si512(out, fold(fold(u[0], u[1]), fold(u[2], u[3])));
+#else
+  for (int i = 0; i < kWalkers; i += 4) {
+    Packed h = _mm256_hadd_epi32(_mm256_hadd_epi32(sum[i], sum[i + 1]), _mm256_hadd_epi32(sum[i + 2], sum[i + 3]));
+    _mm_storeu_si128((__m128i*)(out + i), _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1)));
+  }
+#endif
+}
+#endif
+
+// out[i] = rows[row[i]] . x[i], of n bytes each (a multiple of 64), for kWalkers pairs. The zero point is still in, if
+// not kCentred.
+inline void dots(const uint8_t* rows, const int32_t* row, const int8_t* const* x, int64_t n, int32_t* out) {
+#if defined(FASTFF_BYTES)
+  Packed sum[kWalkers];
+  if (n == FASTFF_BYTES) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kWalkers; i++)
+      sum[i] = dot4(Packed{}, load_packed(rows + int64_t(row[i]) * n), load_packed(x[i]));
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < kWalkers; i += 4) {
+      const uint8_t *r0 = rows + row[i] * n, *r1 = rows + row[i + 1] * n, *r2 = rows + row[i + 2] * n,
+                    *r3 = rows + row[i + 3] * n;
+      const int8_t *x0 = x[i], *x1 = x[i + 1], *x2 = x[i + 2], *x3 = x[i + 3];
+      Packed a = {}, b = {}, c = {}, d = {};
+      for (int64_t j = 0; j < n; j += FASTFF_BYTES) {
+        a = dot4(a, load_packed(r0 + j), load_packed(x0 + j));
+        b = dot4(b, load_packed(r1 + j), load_packed(x1 + j));
+        c = dot4(c, load_packed(r2 + j), load_packed(x2 + j));
+        d = dot4(d, load_packed(r3 + j), load_packed(x3 + j));
+      }
+      sum[i] = a, sum[i + 1] = b, sum[i + 2] = c, sum[i + 3] = d;
+    }
+  }
+  sum_lanes(sum, out);
+#else
+  for (int i = 0; i < kWalkers; i++) {
+    const uint8_t* r = rows + row[i] * n;
+    int32_t sum = 0;
+    for (int64_t j = 0; j < n; j++) sum += (int32_t(r[j]) - 128) * x[i][j];
+    out[i] = sum;
+  }
+#endif
+}
+
+// out[4 t + r] = row r . x[t], for four neighbouring rows and four tokens.
+inline void square(const uint8_t* rows, const int8_t* const* x, int64_t n, int32_t* out) {
+#if defined(FASTFF_BYTES) && FASTFF_BYTES == 64
+  Packed sum[kWalkers];
+#pragma GCC unroll 16
+  for (Packed& s : sum) s = Packed{};
+  const int8_t *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
+  for (int64_t j = 0; j < n; j += FASTFF_BYTES) {
+    Packed v[4] = {load_packed(x0 + j), load_packed(x1 + j), load_packed(x2 + j), load_packed(x3 + j)};
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+      Packed row = load_packed(rows + r * n + j);
+#pragma GCC unroll 4
+      for (int t = 0; t < 4; t++) sum[4 * t + r] = dot4(sum[4 * t + r], row, v[t]);
+    }
+  }
+  sum_lanes(sum, out);
+#else
+  const int8_t* each[kWalkers];
+  int32_t row[kWalkers];
+  for (int i = 0; i < kWalkers; i++) {
+    each[i] = x[i / 4];
+    row[i] = i % 4;
+  }
+  dots(rows, row, each, n, out);
+#endif
+}
+
+// Sums of kColumnBlock columns, in their order.
+struct ColumnSums {
+  Ints part[kColumnBlock / kLanes];
+};
+
+// Of n terms (a multiple of 4) factor * rows[row]; `total` is the sum of the factors.
+inline ColumnSums add_terms(const uint8_t* rows, const int32_t* row, const int8_t* factor, int64_t n, int32_t total) {
+  ColumnSums result;
+#if defined(FASTFF_BYTES)
+  for (int half = 0; half < kColumnBlock / FASTFF_BYTES; half++) {
+    Packed sum[4] = {};
+    const uint8_t* first = rows + half * FASTFF_BYTES;
+    for (int64_t i = 0; i < n; i += 4) {
+      auto at = [&](int j) { return load_packed(first + int64_t(row[i + j]) * kColumnBlock); };
+      int32_t four;
+      memcpy(&four, factor + i, 4);
+      Packed f = broadcast4(four), r0 = at(0), r1 = at(1), r2 = at(2), r3 = at(3);
+      Packed low01 = low8(r0, r1), high01 = high8(r0, r1), low23 = low8(r2, r3), high23 = high8(r2, r3);
+      sum[0] = dot4(sum[0], low16(low01, low23), f);
+      sum[1] = dot4(sum[1], high16(low01, low23), f);
+      sum[2] = dot4(sum[2], low16(high01, high23), f);
+      sum[3] = dot4(sum[3], high16(high01, high23), f);
+    }
+    // Of each sixteen columns a sum has four.
+    Packed ordered[4];
+#if FASTFF_BYTES == 64
+    Packed even[2] = {_mm512_shuffle_i32x4(sum[0], sum[1], 0x44), _mm512_shuffle_i32x4(sum[2], sum[3], 0x44)};
+    Packed odd[2] = {_mm512_shuffle_i32x4(sum[0], sum[1], 0xee), _mm512_shuffle_i32x4(sum[2], sum[3], 0xee)};
+    ordered[0] = _mm512_shuffle_i32x4(even[0], even[1], 0x88);
+    ordered[1] = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
+    ordered[2] = _mm512_shuffle_i32x4(odd[0], odd[1], 0x88);
+    ordered[3] = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
+#else
+    ordered[0] = _mm256_permute2x128_si256(sum[0], sum[1], 0x20);
+    ordered[1] = _mm256_permute2x128_si256(sum[2], sum[3], 0x20);
+    ordered[2] = _mm256_permute2x128_si256(sum[0], sum[1], 0x31);
+    ordered[3] = _mm256_permute2x128_si256(sum[2], sum[3], 0x31);
+#endif
+    memcpy((char*)&result + half * sizeof ordered, ordered, sizeof ordered);
+  }
+#else
+  (void)total;
+  int32_t sum[kColumnBlock] = {};
+  for (int64_t i = 0; i < n; i++) {
+    const uint8_t* r = rows + int64_t(row[i]) * kColumnBlock;
+    for (int c = 0; c < kColumnBlock; c++) sum[c] += factor[i] * (int32_t(r[c]) - 128);
+  }
+  memcpy(&result, sum, sizeof sum);
+#endif
+  if (!kCentred)
+    for (Ints& part : result.part) part -= 128 * total;
+  return result;
+}
+
+// Elements in their own order, not in groups.
+inline Vec load_plain(const float* p) { return load_as<Vec>(p); }
+inline Vec load_plain(const Float16* p) { return widen(p); }
+inline Vec load_plain(const BFloat16* p) { return (Vec)(__builtin_convertvector(load_as<Halves>(p), Bits) << 16); }
+inline void store_plain(float* p, Vec v) { memcpy(p, &v, sizeof v); }
+inline void store_plain(Float16* p, Vec v) { narrow(p, v); }
+inline void store_plain(BFloat16* p, Vec v) {
+  Halves h = __builtin_convertvector(round_bfloat16(v) >> 16, Halves);
+  memcpy(p, &h, sizeof h);
+}
+
+// A product that is rounded before anything is added, as the definition has it: what is then rounded to a whole number
+// must not depend on how a compiler contracts.
+inline Vec rounded(Vec product) {
+#if defined(__x86_64__)
+  asm("" : "+x"(product));
+#elif defined(__aarch64__)
+  asm("" : "+w"(product));
+#endif
+  return product;
+}
+
+struct Quantised {
+  float scale;    // value = scale * byte
+  int32_t total;  // of the bytes
+};
+
+// Of all lanes.
+inline uint32_t largest_lane(Bits v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epu32((__m512i)v);
+#else
+  uint32_t largest = 0;
+  for (int lane = 0; lane < kLanes; lane++) largest = v[lane] > largest ? v[lane] : largest;
+  return largest;
+#endif
+}
+inline int32_t sum_lanes(Ints v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t sum = 0;
+  for (int lane = 0; lane < kLanes; lane++) sum += v[lane];
+  return sum;
+#endif
+}
+
+// n values to signed bytes, to the nearest, of which the largest is 127; zeros from n to `size`, a multiple of 64. A value
+// that is no number or infinite makes the scale such.
+template <class T>
+inline Quantised quantise(const T* x, int64_t n, int8_t* q, int64_t size) {
+  typedef int8_t Narrow __attribute__((vector_size(kLanes)));
+  T padded[kLanes] = {};  // the last, incomplete vector
+  int64_t whole = n / kLanes * kLanes;
+  memcpy(padded, x + whole, (n - whole) * sizeof(T));
+  auto magnitude = [](const T* p) { return (Bits)load_plain(p) & 0x7fffffffu; };
+  auto larger = [](Bits a, Bits b) { return select((Ints)(a > b), a, b); };
+  // Of magnitudes, as whole numbers: what is no number is the largest.
+  Bits most[4] = {magnitude(padded)};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int e = 0; e < 4; e++) most[e] = larger(most[e], magnitude(x + i + e * kLanes));
+  for (; i < whole; i += kLanes) most[0] = larger(most[0], magnitude(x + i));
+  uint32_t bits = largest_lane(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+  float largest;
+  memcpy(&largest, &bits, sizeof largest);
+  float factor = 127.0f / (largest > 1e-30f ? largest : 1e-30f);
+  Ints total = {};
+  auto put = [&](const T* p, int8_t* to) {
+    const float shift = 0x1.8p23f;  // adding it rounds to a whole number, which then stands in the low bits
+    Ints number = (Ints)(rounded(load_plain(p) * factor) + shift) - 0x4b400000;
+    total += number;
+    Narrow bytes = __builtin_convertvector(number, Narrow);
+    memcpy(to, &bytes, sizeof bytes);
+  };
+  for (i = 0; i < whole; i += kLanes) put(x + i, q + i);
+  if (whole < size) memset(q + whole, 0, size - whole);
+  if (whole < n) put(padded, q + whole);
+  return {largest / 127.0f, sum_lanes(total)};
+}
+
+}  // namespace FASTFF_ISA

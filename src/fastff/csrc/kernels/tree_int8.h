@@ -1,0 +1,253 @@
+// The tree family in int8, inference alone: a block of tokens goes down all trees, then the output rows that their paths
+// name are added up, a block of columns at a time, so that the rows' parts that many tokens need stay in the L2 cache.
+#pragma once
+
+#include "activation.h"
+#include "int8.h"
+
+namespace FASTFF_ISA {
+
+constexpr int kGroups = 4;               // of kWalkers: while one waits for rows, the others go on
+constexpr int kPathTokens = 64;          // tokens whose bytes stay in the L1 cache beside rows
+constexpr int64_t kOutputTokens = 2048;  // tokens that share the output rows in the cache
+constexpr int64_t kAhead = 64;           // output rows that are asked for before they are needed
+
+inline int64_t whole_lines(int64_t n) { return divide_up(n, kColumnBlock) * kColumnBlock; }
+
+// What tokens put out: terms of factor * row, the same number for each token, a multiple of 4.
+struct Terms {
+  int64_t count;
+  int32_t* row;    // (tokens, count)
+  int8_t* factor;  // (tokens, count)
+  Quantised* of;   // (tokens,)
+};
+
+template <class T>
+class TreeInt8Pass {
+ public:
+  explicit TreeInt8Pass(const TreeInt8& a)
+      : a_(a), nodes_((int64_t(1) << a.D) - 1), I_(whole_lines(a.I)), R_(whole_lines(a.R)),
+        own_((a.S ? a.D : 0) + a.W + a.leaf_bias) {}
+
+  int64_t terms() const { return divide_up(a_.K * own_, 4) * 4; }
+
+  // The terms of tokens [first, first + n).
+  void paths(int64_t first, int64_t n, const Terms& terms) const {
+    int64_t K = a_.K, count = terms.count;
+    Scratch<int8_t> q(n * I_), z(a_.projection ? n * R_ : 0), factor(whole_lines(count));
+    Scratch<Quantised> x(n);
+    for (int64_t t = 0; t < n; t++) x[t] = quantise((const T*)a_.x + (first + t) * a_.I, a_.I, q + t * I_, I_);
+    if (a_.projection) project(n, q, x, z);
+    Walk walk{first * K, n * K, divide_up(n * K, kWalkers) * kWalkers, a_.projection ? z : q, x};
+    Scratch<int32_t> row(own_ * walk.stride);
+    Scratch<float> value(own_ * walk.stride), values(count);
+    walk.row = row;
+    walk.value = value;
+    for (int64_t w = 0; w < walk.n; w += kGroups * kWalkers) descend(walk, w);
+    for (int64_t i = K * own_; i < count; i++) values[i] = 0.0f;
+    for (int64_t t = 0; t < n; t++) {
+      int32_t* rows = terms.row + t * count;
+      for (int64_t slot = 0; slot < own_; slot++) {
+        memcpy(rows + slot * K, walk.row + slot * walk.stride + t * K, K * sizeof(int32_t));
+        memcpy(values + slot * K, walk.value + slot * walk.stride + t * K, K * sizeof(float));
+      }
+      for (int64_t i = K * own_; i < count; i++) rows[i] = 0;
+      terms.of[t] = quantise((const float*)values, count, factor, whole_lines(count));
+      memcpy(terms.factor + t * count, factor, count);
+    }
+  }
+
+  // y of tokens [first, first + n), whose terms are given.
+  void put_out(int64_t first, int64_t n, const Terms& terms) const {
+    int64_t blocks = divide_up(a_.O, kColumnBlock), count = terms.count;
+    int64_t ahead = most(1, kAhead / count);
+    auto block = [&](int64_t c) { return a_.out_rows + c * a_.out_count * kColumnBlock; };
+    for (int64_t c = 0; c < blocks; c++) {
+      for (int64_t t = 0; t < n; t++) {
+        int64_t next = c * n + t + ahead;
+        if (next < blocks * n) {
+          const uint8_t* rows = block(next / n);
+          const int32_t* row = terms.row + next % n * count;
+          for (int64_t i = 0; i < count; i++) __builtin_prefetch(rows + int64_t(row[i]) * kColumnBlock);
+          const T* y = (const T*)a_.y + (first + next % n) * a_.O + next / n * kColumnBlock;
+          for (size_t i = 0; i < kColumnBlock * sizeof(T); i += 64) __builtin_prefetch((const char*)y + i, 1);
+        }
+        write(add_terms(block(c), terms.row + t * count, terms.factor + t * count, count, terms.of[t].total), terms.of[t].scale, (T*)a_.y + (first + t) * a_.O + c * kColumnBlock,
+              least(kColumnBlock, a_.O - c * kColumnBlock));
+      }
+    }
+  }
+
+ private:
+  // A block of tokens on its way: walker t K + k is token t in tree k.
+  struct Walk {
+    int64_t first, n, stride;  // the first among all walkers, how many, and with what makes them whole groups
+    const int8_t* bytes;
+    const Quantised* x;        // (tokens,)
+    int32_t* row = nullptr;    // (terms of a tree, stride): output rows,
+    float* value = nullptr;    // and what they are multiplied with
+  };
+  // Walkers side by side; the places after the last repeat it.
+  struct Group {
+    int64_t first;
+    int n;
+    int32_t tree[kWalkers], node[kWalkers], row[kWalkers], total[kWalkers];
+    float scale[kWalkers], logit[kWalkers];
+    const int8_t* x[kWalkers];
+  };
+
+  // LayerNorm of the projection, in bytes again.
+  void project(int64_t n, int8_t* q, Quantised* x, int8_t* z) const {
+    int64_t R = a_.R;
+    Scratch<float> value(4 * R_);
+    for (int64_t t = 0; t < n; t += 4) {
+      const int8_t* token[4];
+      int count = int(least(4, n - t));
+      for (int i = 0; i < 4; i++) token[i] = q + (t + least(i, count - 1)) * I_;
+      for (int64_t r = 0; r < R_; r += 4) {
+        int32_t dot[kWalkers];
+        square(a_.projection + r * I_, token, I_, dot);
+        for (int i = 0; i < count; i++)
+          for (int e = 0; e < 4; e++) {
+            int32_t sum = dot[4 * i + e] - (kCentred ? 0 : 128 * x[t + i].total);
+            value[i * R_ + r + e] = float(sum) * (x[t + i].scale * a_.projection_scale[r + e]);
+          }
+      }
+      for (int i = 0; i < count; i++) {
+        float* v = value + i * R_;
+        normalise(v, R);
+        x[t + i] = quantise(v, R, z + (t + i) * R_, R_);
+      }
+    }
+  }
+
+  static void normalise(float* v, int64_t n) {
+    auto sum = [&](auto&& f) {
+      Vec total = {};
+      float rest = 0;
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) total += f(load_as<Vec>(v + i));
+      for (; i < n; i++) rest += f(broadcast(v[i]))[0];
+      return sum_lanes(total) + rest;
+    };
+    float mean = sum([](Vec x) { return x; }) / float(n);
+    float variance = sum([&](Vec x) { return (x - mean) * (x - mean); }) / float(n);
+    float factor = 1.0f / __builtin_sqrtf(variance + 1e-5f);
+    for (int64_t i = 0; i < n; i++) v[i] = (v[i] - mean) * factor;
+  }
+
+  // Walkers from `begin` on, as many groups as go side by side.
+  void descend(const Walk& walk, int64_t begin) const {
+    int64_t D = a_.D, K = a_.K;
+    Group groups[kGroups];
+    int used = 0;
+    for (int64_t first = begin; used < kGroups && first < walk.n; first += kWalkers) enter(walk, first, groups[used++]);
+    int32_t N = int32_t(nodes_), W = int32_t(a_.W), S = int32_t(a_.S);
+    for (int64_t level = 0; level < D; level++)
+      for (int g = 0; g < used; g++) {
+        Group& group = groups[g];
+        logits(group);
+        memcpy(a_.logits + level * a_.T * K + walk.first + group.first, group.logit, group.n * sizeof(float));
+        if (S) put(walk, level, group, 0, S, group.row);
+        bool last = level + 1 == D;
+        int32_t base = last ? int32_t(K) * N : 0, stride = last ? (N + 1) * W : N, width = last ? W : 1;
+        int32_t shift = last ? N : 0;
+        for (int i = 0; i < kWalkers; i++) {
+          group.node[i] = 2 * group.node[i] + 1 + (group.logit[i] >= 0.0f);
+          group.row[i] = base + group.tree[i] * stride + (group.node[i] - shift) * width;
+        }
+        if (R_ > kColumnBlock && (!last || W))
+          for (int i = 0; i < group.n; i++) prefetch_row(a_.in_rows + int64_t(group.row[i]) * R_, R_);
+      }
+    for (int g = 0; g < used; g++) leaves(walk, groups[g]);
+  }
+
+  void enter(const Walk& walk, int64_t first, Group& group) const {
+    int64_t K = a_.K, token = first / K, tree = first % K;
+    group.first = first;
+    group.n = int(least(kWalkers, walk.n - first));
+    for (int i = 0; i < kWalkers; i++) {
+      group.tree[i] = int32_t(tree);
+      group.node[i] = 0;
+      group.row[i] = int32_t(tree * (a_.D ? nodes_ : a_.W));
+      group.x[i] = walk.bytes + token * R_;
+      group.scale[i] = walk.x[token].scale;
+      group.total[i] = kCentred ? 0 : 128 * walk.x[token].total;
+      if (i + 1 < group.n && ++tree == K) tree = 0, token++;
+    }
+  }
+
+  void leaves(const Walk& walk, Group& group) const {
+    int32_t K = int32_t(a_.K), N = int32_t(nodes_), W = int32_t(a_.W), sides = int32_t(a_.leaf_S);
+    int64_t slot = a_.S ? a_.D : 0;
+    for (int i = 0; i < group.n; i++) a_.leaf[walk.first + group.first + i] = group.node[i] - N;
+    int32_t outputs = K * N * int32_t(a_.S);  // rows before those of leaves
+    for (int32_t w = 0; w < W; w++) {
+      int32_t neuron[kWalkers];
+      logits(group);
+      for (int i = 0; i < kWalkers; i++) neuron[i] = group.row[i]++ - K * N;
+      put(walk, slot++, group, outputs, sides, neuron);
+    }
+    if (!a_.leaf_bias) return;
+    outputs += K * (N + 1) * W * sides;
+    for (int i = 0; i < kWalkers; i++) {
+      int32_t out = outputs + group.tree[i] * (N + 1) + group.node[i] - N;
+      walk.row[slot * walk.stride + group.first + i] = out;
+      walk.value[slot * walk.stride + group.first + i] = a_.out_scale[out];
+    }
+  }
+
+  // The terms of neurons whose logits the group has: of `sides` rows each, from row `base` on.
+  void put(const Walk& walk, int64_t slot, const Group& group, int32_t base, int32_t sides,
+           const int32_t* neuron) const {
+    int32_t* row = walk.row + slot * walk.stride + group.first;
+    float *value = walk.value + slot * walk.stride + group.first, factor[kWalkers];
+    if (sides == 2)
+      for (int i = 0; i < kWalkers; i++) factor[i] = __builtin_fabsf(group.logit[i]);
+    else
+      activate(a_.activation, group.logit, kWalkers, factor, nullptr);
+    for (int i = 0; i < kWalkers; i++) row[i] = base + neuron[i] * sides + (sides == 2 && group.logit[i] >= 0.0f);
+    for (int i = 0; i < kWalkers; i++) value[i] = factor[i] * a_.out_scale[row[i]];
+  }
+
+  void logits(Group& group) const {
+    float scale[kWalkers], bias[kWalkers];
+    int32_t dot[kWalkers];
+    dots(a_.in_rows, group.row, group.x, R_, dot);
+    for (int i = 0; i < kWalkers; i++) scale[i] = group.scale[i] * a_.in_scale[group.row[i]];
+    for (int i = 0; i < kWalkers; i++) bias[i] = a_.in_bias[group.row[i]];
+    for (int i = 0; i < kWalkers; i += kLanes) {
+      Ints sum = load_as<Ints>(dot + i) - load_as<Ints>(group.total + i);
+      store_plain(group.logit + i, rounded(__builtin_convertvector(sum, Vec) * load_as<Vec>(scale + i)) +
+                                       load_as<Vec>(bias + i));
+    }
+  }
+
+  static void write(const ColumnSums& sum, float scale, T* y, int64_t n) {
+    T all[kColumnBlock];
+    T* to = n == kColumnBlock ? y : all;
+    for (int i = 0; i < kColumnBlock / kLanes; i++)
+      store_plain(to + i * kLanes, __builtin_convertvector(sum.part[i], Vec) * scale);
+    if (to == all) memcpy(y, all, n * sizeof(T));
+  }
+
+  const TreeInt8& a_;
+  int64_t nodes_, I_, R_, own_;  // own_: terms of a tree for each token
+};
+
+template <class T>
+void tree_int8(const TreeInt8& a, const Pool& pool) {
+  TreeInt8Pass<T> pass(a);
+  int64_t share = most(1, least(kOutputTokens, divide_up(a.T, pool.threads))), count = pass.terms();
+  for_each(pool, divide_up(a.T, share), [&](int64_t i) {
+    int64_t first = i * share, n = least(share, a.T - first);
+    Scratch<int32_t> row(n * count);
+    Scratch<int8_t> factor(n * count);
+    Scratch<Quantised> of(n);
+    for (int64_t t = 0; t < n; t += kPathTokens)
+      pass.paths(first + t, least(kPathTokens, n - t), {count, row + t * count, factor + t * count, of + t});
+    pass.put_out(first, n, {count, row, factor, of});
+  });
+}
+
+}  // namespace FASTFF_ISA

@@ -1,0 +1,66 @@
+"""From trees of float weights to trees in int8."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastff.ops.checks import tree_depth
+from fastff.ops.tree.reference import Leaves
+from fastff.ops.tree_int8.reference import COLUMN_BLOCK, ZERO_POINT, Int8Shape, Int8Tree, padded
+
+
+def quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, n) as bytes with a zero point of 128, (M, n padded) uint8, and scales (M,) float32, so that the largest
+    magnitude of each row is 127; zeros where columns are padded.
+    """
+    rows = rows.detach().float()
+    largest = rows.abs().amax(-1) if rows.shape[-1] else rows.new_zeros(len(rows))
+    bytes_ = (rows * (127 / largest.clamp_min(1e-30)).unsqueeze(-1)).round() + ZERO_POINT
+    return F.pad(bytes_, (0, padded(rows.shape[1]) - rows.shape[1]), value=ZERO_POINT).to(torch.uint8), largest / 127
+
+
+def quantise_tree(
+    node_weight: Tensor,
+    node_bias: Tensor,
+    node_out: Tensor | None = None,
+    leaves: Leaves | None = None,
+    projection: Tensor | None = None,
+) -> tuple[Int8Tree, Int8Shape]:
+    """The weights of `tree_feedforward` in int8.
+
+    Args:
+        node_weight, node_bias, node_out, leaves: as of `tree_feedforward`; a base must have been added to the leaves.
+        projection: (R, I), if nodes and leaves see LayerNorm(projection x).
+
+    Raises:
+        ValueError: no complete tree, or a weight that is no number or infinite.
+    """
+    K, N, R = node_weight.shape
+    depth = tree_depth(N)
+    named = {"node_weight": node_weight, "node_bias": node_bias, "node_out": node_out, "projection": projection}
+    for name, weight in named.items() | (leaves._asdict().items() if leaves is not None else set()):
+        if weight is not None and not weight.is_meta and not weight.isfinite().all():
+            raise ValueError(f"{name} must be finite to be quantised")
+    ins, biases, outs = [node_weight.reshape(K * N, R)], [node_bias.flatten()], []
+    sides = width = leaf_sides = 0
+    if node_out is not None:
+        sides = node_out.shape[2] if node_out.dim() == 4 else 1
+        outs.append(node_out.reshape(K * N * sides, node_out.shape[-1]))
+    if leaves is not None:
+        width, leaf_sides = leaves.w1.shape[2], leaves.w2.dim() - 3
+        ins.append(leaves.w1.flatten(0, 2))
+        biases.append(leaves.b1.flatten())
+        outs.append(leaves.w2.flatten(0, -2))
+        if leaves.b2 is not None:
+            outs.append(leaves.b2.flatten(0, 1))
+    in_rows, in_scale = quantise_rows(torch.cat(ins))
+    out_rows, out_scale = quantise_rows(torch.cat(outs))
+    out_features = outs[0].shape[1]
+    blocks = out_rows.view(len(out_rows), -1, COLUMN_BLOCK).transpose(0, 1).contiguous()
+    shape = Int8Shape(K, depth, sides, width, leaf_sides, leaves is not None and leaves.b2 is not None, out_features, R)
+    bias = torch.cat(biases).detach().float()
+    tree = Int8Tree(in_rows, in_scale, bias, blocks, out_scale)
+    if projection is None:
+        return tree, shape
+    whole = F.pad(projection.detach(), (0, 0, 0, padded(R) - R))
+    return Int8Tree(*tree[:5], *quantise_rows(whole)), shape

@@ -1,0 +1,130 @@
+"""Trees in int8: the definition, in PyTorch's own operations, for inference alone.
+
+A row of weights is bytes q, unsigned with a zero point of 128, and one scale: w = scale * (q - 128). Tokens, what a
+projection makes of them, and the factors of output rows are signed bytes in [-127, 127] with one scale a token, made
+when they are there. Sums of products of bytes are whole numbers, exact in any order: bits depend on no batch and no
+thread.
+
+Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf width, S output rows a node (0: nodes do
+not contribute), R features that decisions and leaves see, M and P rows. Columns are padded to whole lines of 64 bytes.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastff.ops.activation import activate
+from fastff.ops.tree.reference import Path, nodes_above
+
+COLUMN_BLOCK = 64  # columns of an output row that lie together
+ZERO_POINT = 128
+
+
+class Int8Tree(NamedTuple):
+    """The weights of K trees.
+
+    Attributes:
+        in_rows, in_scale, in_bias: (M, R padded) uint8, (M,) and (M,) float32: the K * N nodes, tree after tree, then
+            the K * L * W neurons of leaves.
+        out_rows, out_scale: (C, P, 64) uint8 and (P,) float32, C blocks of 64 columns: the K * N * S rows of nodes,
+            then those of leaf neurons, then, with leaf_bias, one for each of the K * L leaves.
+        projection, projection_scale: (R padded, I padded) uint8 and (R padded,), or None: nodes and leaves see
+            LayerNorm(P x) in place of x.
+    """
+
+    in_rows: Tensor
+    in_scale: Tensor
+    in_bias: Tensor
+    out_rows: Tensor
+    out_scale: Tensor
+    projection: Tensor | None = None
+    projection_scale: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [t for t in self if t is not None]
+
+
+class Int8Shape(NamedTuple):
+    """What tensors do not say of themselves; leaf_width is 0 where a tree has no leaves, and so is then leaf_sides."""
+
+    trees: int
+    depth: int
+    sides: int
+    leaf_width: int
+    leaf_sides: int
+    leaf_bias: bool
+    out_features: int
+    features: int  # R
+
+    @property
+    def in_rows(self) -> int:
+        return self.trees * (2**self.depth - 1 + 2**self.depth * self.leaf_width)
+
+    @property
+    def out_rows(self) -> int:
+        leaf = self.leaf_width * self.leaf_sides + self.leaf_bias
+        return self.trees * ((2**self.depth - 1) * self.sides + 2**self.depth * leaf)
+
+
+def padded(columns: int) -> int:
+    """Columns of whole lines."""
+    return -(-columns // COLUMN_BLOCK) * COLUMN_BLOCK
+
+
+def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (T, n) as whole numbers in [-127, 127], the largest magnitude 127, float64, and the scale (T, 1), float32."""
+    x = x.float()
+    largest = x.abs().amax(-1, keepdim=True)  # no number where x is none
+    q = (x * torch.div(largest.new_tensor(127), largest.clamp_min(1e-30))).round().nan_to_num(0, 0, 0)
+    return q.double(), largest / 127
+
+
+def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -> tuple[Tensor, Path]:
+    """As `fastff.ops.tree_int8`."""
+    K, D, S, W, leaf_S, has_bias, O, R = shape
+    T, N, L = x.shape[0], 2**D - 1, 2**D
+    q, scale = quantise_tokens(x)
+    if tree.projection is not None and tree.projection_scale is not None:
+        rows = tree.projection[:R, : x.shape[1]].double() - ZERO_POINT
+        z = (q @ rows.T).float() * (scale * tree.projection_scale[:R])
+        q, scale = quantise_tokens(F.layer_norm(z, (R,)))
+    tree_K = torch.arange(K, device=x.device)
+
+    def logits(row_TK: Tensor) -> Tensor:
+        rows = tree.in_rows[row_TK, :R].double() - ZERO_POINT  # (T, K, R)
+        sums = torch.einsum("tr,tkr->tk", q, rows).float()
+        return sums * (scale * tree.in_scale[row_TK]) + tree.in_bias[row_TK]
+
+    def amplitude(z: Tensor, sides: int) -> Tensor:
+        return z.abs() if sides == 2 else activate(z, activation)
+
+    node = torch.zeros(T, K, dtype=torch.int64, device=x.device)
+    found: list[Tensor] = []
+    for _ in range(D):
+        found.append(logits(tree_K * N + node))
+        node = 2 * node + 1 + (found[-1] >= 0).long()
+    leaf = node - N
+    path = Path(torch.stack(found, -1) if found else scale.new_zeros(T, K, 0), leaf)
+
+    terms: list[tuple[Tensor, Tensor]] = []  # (T, ...): rows, and what they are multiplied with
+    if S:
+        row = (tree_K * N).unsqueeze(-1) + nodes_above(leaf, D)
+        row = 2 * row + (path.logits >= 0).long() if S == 2 else row
+        terms.append((row, amplitude(path.logits, S)))
+    for w in range(W):
+        neuron = (tree_K * L + leaf) * W + w
+        z = logits(K * N + neuron)
+        row = 2 * neuron + (z >= 0).long() if leaf_S == 2 else neuron
+        terms.append((K * N * S + row, amplitude(z, leaf_S)))
+    if has_bias:
+        terms.append((K * (N * S + L * W * leaf_S) + tree_K * L + leaf, torch.ones_like(scale).expand(T, K)))
+    row_TM, factor_TM = (torch.cat([t.flatten(1) for t in kind], 1) for kind in zip(*terms, strict=True))
+    factor, scale = quantise_tokens(factor_TM * tree.out_scale[row_TM])
+    rows = tree.out_rows.transpose(0, 1).flatten(1)  # (P, O padded)
+    y = torch.stack([f @ (rows[r].double() - ZERO_POINT) for f, r in zip(factor, row_TM, strict=True)]) if T else None
+    y = x.new_zeros(0, O) if y is None else (y.float() * scale)[:, :O]
+    return y.to(x.dtype), path
