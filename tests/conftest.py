@@ -58,6 +58,7 @@ VARIANTS = [
     _variant("tree-no-base", TreeFeedForward, depth=2, leaf_width=2, shared_base=False, activation="relu"),
     _variant("tree-rank", TreeFeedForward, depth=2, leaf_width=2, trees=2, rank=4),
     _variant("tree-leaves-alone", TreeFeedForward, depth=3, leaf_width=1, rank=3, contributing=False, leaf_bias=False),
+    _variant("tree-master", TreeFeedForward, depth=2, leaf_width=1, rank=3, contributing=False, master_width=2),
     _variant("moe-top1", MoE, True, experts=4, expert_width=2, top_k=1),
     _variant("moe", MoE, True, experts=4, expert_width=2, activation="gelu"),
     _variant("moe-all", MoE, True, experts=3, expert_width=2, top_k=3, dropout=0.2),

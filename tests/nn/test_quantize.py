@@ -18,7 +18,7 @@ LAYERS = {
     "tree": lambda: fastff.TreeFeedForward(40, 30, depth=3, leaf_width=2, trees=2),
     "tree-one-sided": lambda: fastff.TreeFeedForward(40, 30, depth=3, leaf_width=1, two_sided=False),
     "tree-rank": lambda: fastff.TreeFeedForward(
-        40, 30, depth=3, leaf_width=1, trees=5, rank=16, contributing=False, leaf_bias=False
+        40, 30, depth=3, leaf_width=1, trees=5, rank=16, contributing=False, leaf_bias=False, master_width=6
     ),
 }
 

@@ -29,6 +29,7 @@ class Candidate(ABC):
         weight_bytes: of all its weights.
         optimizer: of a module, for whole training steps.
         graph: whether calls are captured as CUDA graphs, which are then replayed.
+        precision: of the products, where it is not the dtype: "int8".
     """
 
     label: str
@@ -41,10 +42,11 @@ class Candidate(ABC):
     weight_bytes: int
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None
     graph: bool = False
+    precision: str = ""
 
     @property
     def dtype_name(self) -> str:
-        return "int8" if self.series.endswith("int8") else str(self.dtype).removeprefix("torch.")
+        return self.precision or str(self.dtype).removeprefix("torch.")
 
     @abstractmethod
     def build(self, *, training: bool) -> nn.Module:
@@ -73,6 +75,7 @@ class LayerCandidate(Candidate):
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
     base: bool = False
     graph: bool = False
+    precision: str = ""
     width: int = field(init=False)
     executed: int = field(init=False)
     weight_bytes: int = field(init=False)

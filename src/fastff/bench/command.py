@@ -27,7 +27,10 @@ def bench_command(
     *,
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="Such as tree:depth=4,leaf_width=8; several are compared with the first (suite given)."),
+        typer.Option(
+            help="Such as tree:depth=4,leaf_width=8, or with a precision, dense:width=256@int8, @bfloat16, @float16; "
+            "several are compared with the first (suite given)."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the JSON files and plots.")] = Path("runs/bench"),
     tokens: Annotated[
@@ -45,6 +48,9 @@ def bench_command(
     max_width: Annotated[int, typer.Option(help="Of the suite width.")] = 2**16,
     max_blocks: Annotated[int, typer.Option(help="Of the suite blocks; 32768 takes 7 GB at 768 features.")] = 2**12,
     layers: Annotated[int | None, typer.Option(help="Of the models; by default 16, of generate 12.")] = None,
+    losses: Annotated[
+        str | None, typer.Option(help="Of the suite equal-loss: a file that examples/compare_decoders.py wrote.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of inputs and weights.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, or a GPU, cuda or xpu; the suite gpu is made for one.")] = "cpu",
 ) -> None:
@@ -66,6 +72,7 @@ def bench_command(
         max_blocks=max_blocks,
         layers=layers,
         given=tuple(layer or ()),
+        losses=losses,
         seed=seed,
         device=device,
     )

@@ -26,7 +26,9 @@ class Settings:
         max_width: largest training width of the suite `width`.
         max_blocks: most leaves or experts of the suite `blocks`.
         layers: of the models in the suites `models` and `generate`, which have numbers of their own.
-        given: the layers of the suite `given`, each as `fastff.nn.parse_layer` reads it.
+        given: the layers of the suite `given`, each as `fastff.nn.parse_layer` reads it, with @ and a precision behind
+            it if that is not float32.
+        losses: file of the suite `equal-loss`, as examples/compare_decoders.py writes it.
         seed: of inputs and weights.
         device: "cpu", or a GPU ("cuda", "xpu"), whose kernels are waited for.
     """
@@ -44,6 +46,7 @@ class Settings:
     max_blocks: int = 2**12
     layers: int | None = None
     given: tuple[str, ...] = ()
+    losses: str | None = None
     seed: int = 0
     device: str = "cpu"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastff.nn.layer import one_of, uniform_, whole_number
 from fastff.nn.routing import TreeRouting
 from fastff.nn.tree_layer import TreeLayer
-from fastff.ops import GRADIENTS, Leaves, tree_feedforward
+from fastff.ops import GRADIENTS, Leaves, activate, tree_feedforward
 
 NODE_PARAMETERS = ("node_weight", "node_bias", "node_out")
 LEAF_PARAMETERS = ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")
@@ -38,6 +38,8 @@ class TreeFeedForward(TreeLayer):
             None: they see x.
         contributing: whether nodes add to the output. If not, leaves alone do, and a path that costs little is free to
             be deep: with `rank`, trees of many leaves run one output row for each of their leaves' neurons.
+        master_width: neurons of a master leaf: a dense layer beside the trees, with `activation` and no output bias, of
+            which every token runs all.
         leaf_bias: whether a leaf has an output bias of its own, which is one more row for a token to read.
         two_sided: a neuron, of a node or a leaf, has two output rows and adds relu(z) times the right or relu(-z) times
             the left; otherwise one row, and adds activation(z) times it. The executed cost is the same.
@@ -50,12 +52,13 @@ class TreeFeedForward(TreeLayer):
             gradients are dense.
         device, dtype: of the parameters.
 
-    Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, S = 2 if two_sided else 1, R = rank or in): node_weight
-    (K, N, R), node_bias (K, N), node_out (K, N, S, out) if contributing, leaf_w1 (K, L, W, R), leaf_b1 (K, L, W),
-    leaf_w2 (K, L, W, 2, out) if two_sided else (K, L, W, out), leaf_b2 (K, L, out) if leaf_bias, projection (R, in) if
-    rank, and with shared_base for each of the leaves' a base_... with 1 in place of L, the leaf's own then being an
-    offset that starts at 0. Initialised uniform(+-1/sqrt(R)), what leads to the output uniform(+-1/sqrt(n)) with n the
-    neurons of a token that do, as a dense layer of that width; the projection normal with deviation 1/sqrt(in).
+    Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, M master_width, S = 2 if two_sided else 1, R = rank or in):
+    node_weight (K, N, R), node_bias (K, N), node_out (K, N, S, out) if contributing, leaf_w1 (K, L, W, R),
+    leaf_b1 (K, L, W), leaf_w2 (K, L, W, 2, out) if two_sided else (K, L, W, out), leaf_b2 (K, L, out) if leaf_bias,
+    projection (R, in) if rank, master_w1 (M, in), master_b1 (M,) and master_w2 (M, out) if master_width, and with
+    shared_base for each of the leaves' a base_... with 1 in place of L, the leaf's own then being an offset that starts
+    at 0. Initialised uniform(+-1/sqrt(R)), what leads to the output uniform(+-1/sqrt(n)) with n the neurons of a token
+    that do, as a dense layer of that width; the projection normal with deviation 1/sqrt(in).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -78,6 +81,7 @@ class TreeFeedForward(TreeLayer):
         gradient: str = "exact",
         rank: int | None = None,
         contributing: bool = True,
+        master_width: int = 0,
         leaf_bias: bool = True,
         two_sided: bool = True,
         shared_base: bool = True,
@@ -92,6 +96,7 @@ class TreeFeedForward(TreeLayer):
         self.gradient = one_of("gradient", gradient, GRADIENTS)
         self.rank = None if rank is None else whole_number("rank", rank, 1)
         self.contributing = one_of("contributing", contributing, (True, False))
+        self.master_width = whole_number("master_width", master_width, 0)
         self.leaf_bias = one_of("leaf_bias", leaf_bias, (True, False))
         self.two_sided = one_of("two_sided", two_sided, (True, False))
         self.shared_base = one_of("shared_base", shared_base, (True, False)) and self.depth > 0
@@ -109,6 +114,9 @@ class TreeFeedForward(TreeLayer):
             **({"leaf_b2": (K, L, O)} if leaf_bias else {}),
             **({"projection": (R, I)} if self.rank else {}),
         }
+        if self.master_width:
+            M = self.master_width
+            shapes |= {"master_w1": (M, I), "master_b1": (M,), "master_w2": (M, O)}
         if self.shared_base:
             shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS if name in shapes}
         self._register(shapes, device, dtype)
@@ -127,19 +135,22 @@ class TreeFeedForward(TreeLayer):
                 elif name == "projection":
                     p.normal_(0, self.in_features**-0.5)
                 elif name.endswith(("out", "w2", "b2")):
-                    uniform_(p, self.trees * (self.leaf_width + (self.depth if self.contributing else 0)))
+                    uniform_(p, self.inference_width - self.trees * (0 if self.contributing else self.depth))
+                elif name.startswith("master"):
+                    uniform_(p, self.in_features)
                 else:
                     uniform_(p, self.rank or self.in_features)
 
     @property
     def training_width(self) -> int:
         """Neurons of all trees that put something out: trees * (2^depth - 1 + 2^depth * leaf_width), or the leaves'."""
-        return self.trees * ((2**self.depth - 1) * self.contributing + 2**self.depth * self.leaf_width)
+        nodes = 2**self.depth - 1 if self.contributing else 0
+        return self.trees * (nodes + 2**self.depth * self.leaf_width) + self.master_width
 
     @property
     def inference_width(self) -> int:
-        """Neurons that one token runs: trees * (depth + leaf_width)."""
-        return self.trees * (self.depth + self.leaf_width)
+        """Neurons that one token runs: trees * (depth + leaf_width) + master_width."""
+        return self.trees * (self.depth + self.leaf_width) + self.master_width
 
     def multiply_adds(self, *, training: bool) -> int:
         """In training with the other sides that the gradient of the decisions follows."""
@@ -148,7 +159,7 @@ class TreeFeedForward(TreeLayer):
         I, O, R = self.in_features, self.out_features, self.rank or self.in_features
         nodes, leaves = (D + other_nodes, 1 + other_leaves) if training and D else (D, 1)
         own = nodes * (R + O * self.contributing) + leaves * W * (R + O)
-        return self.trees * own + (R * I if self.rank else 0)
+        return self.trees * own + (R * I if self.rank else 0) + self.master_width * (I + O)
 
     def merge_base(self) -> None:
         """Add the shared base to the leaves, in place, and drop it: the same function, fewer parameters."""
@@ -168,6 +179,9 @@ class TreeFeedForward(TreeLayer):
         node_bias: Tensor,
         node_out: Tensor | None = None,
         projection: Tensor | None = None,
+        master_w1: Tensor | None = None,
+        master_b1: Tensor | None = None,
+        master_w2: Tensor | None = None,
         **leaf: Tensor,
     ) -> Tensor:
         own = _leaves(leaf, LEAF_PARAMETERS)
@@ -179,10 +193,8 @@ class TreeFeedForward(TreeLayer):
             else:
                 node_weight, node_bias, node_out, own = self._smaller_tree(node_weight, node_bias, node_out, own, base)
                 base = None
-        if projection is not None:
-            x = project(x, projection)
         y, path = tree_feedforward(
-            x,
+            x if projection is None else project(x, projection),
             node_weight,
             node_bias,
             node_out,
@@ -193,6 +205,8 @@ class TreeFeedForward(TreeLayer):
             sparse=self.sparse and self.levels == self.depth,
         )
         self._remember(*path)
+        if master_w1 is not None and master_w2 is not None:
+            y = y + activate(F.linear(x, master_w1, master_b1), self.activation) @ master_w2
         return y
 
     def _smaller_tree(
@@ -244,7 +258,8 @@ class TreeFeedForward(TreeLayer):
         self.merge_base()
         own = {name: getattr(self, name) for name in self.parameter_names}
         nodes = {name: own.get(name) for name in (*NODE_PARAMETERS, "projection")}
-        return nodes | {"leaves": _leaves(own, LEAF_PARAMETERS)}
+        master = Leaves(own["master_w1"], own["master_b1"], own["master_w2"]) if self.master_width else None
+        return nodes | {"leaves": _leaves(own, LEAF_PARAMETERS), "master": master}
 
     def block_counts(self) -> dict[str, Tensor]:
         used = self.routing.leaf_counts  # by the rows in use of each level that does not decide, and of the leaves
@@ -257,8 +272,8 @@ class TreeFeedForward(TreeLayer):
         return dict.fromkeys(NODE_PARAMETERS, nodes) | dict.fromkeys(self.leaf_parameters, leaves)
 
     def extra_repr(self) -> str:
-        given = {"rank": self.rank, "contributing": self.contributing, "leaf_bias": self.leaf_bias}
-        usual = {"rank": None, "contributing": True, "leaf_bias": True}
+        usual = {"rank": None, "contributing": True, "master_width": 0, "leaf_bias": True}
+        given = {name: getattr(self, name) for name in usual}
         more = "".join(f", {name}={value}" for name, value in given.items() if value != usual[name])
         return (
             f"{self.in_features}, {self.out_features}, depth={self.depth}, leaf_width={self.leaf_width}, "

@@ -1,6 +1,18 @@
 """What is compared: each suite is a list of groups, whose candidates are measured side by side."""
 
-from fastff.bench.suites import blocks, generate, given, gpu, inference, models, quick, step, training, width
+from fastff.bench.suites import (
+    blocks,
+    equal_loss,
+    generate,
+    given,
+    gpu,
+    inference,
+    models,
+    quick,
+    step,
+    training,
+    width,
+)
 from fastff.bench.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -14,6 +26,7 @@ SUITES: dict[str, Suite] = {
     "generate": generate.SUITE,
     "gpu": gpu.SUITE,
     "given": given.SUITE,
+    "equal-loss": equal_loss.SUITE,
 }
 
 __all__ = ["SUITES", "Suite"]

@@ -19,7 +19,7 @@ def groups(s: Settings) -> list[Group]:
         dense(s, s.width, base=True),
         _renamed(dense(s, s.width), ", nn.Linear", wrap=LinearPair),
         dense(s, s.width, torch.bfloat16),
-        _renamed(dense(s, s.width), " int8", wrap=Int8),
+        _renamed(dense(s, s.width), " int8", wrap=Int8, precision="int8"),
         bound(s),
         layer,
         ultra(s, torch.bfloat16),
@@ -31,7 +31,7 @@ def groups(s: Settings) -> list[Group]:
     return [Group(FORWARD, tokens, candidates) for tokens in s.tokens or TOKENS]
 
 
-def _renamed(candidate: LayerCandidate, suffix: str, *, wrap: type) -> LayerCandidate:
+def _renamed(candidate: LayerCandidate, suffix: str, *, wrap: type, precision: str = "") -> LayerCandidate:
     return LayerCandidate(
         candidate.label + suffix,
         candidate.series + suffix,
@@ -39,6 +39,7 @@ def _renamed(candidate: LayerCandidate, suffix: str, *, wrap: type) -> LayerCand
         candidate.make,
         candidate.dtype,
         wrap=wrap,
+        precision=precision,
     )
 
 

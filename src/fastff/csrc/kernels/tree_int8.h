@@ -29,29 +29,36 @@ class TreeInt8Pass {
       : a_(a), nodes_((int64_t(1) << a.D) - 1), I_(whole_lines(a.I)), R_(whole_lines(a.R)),
         own_((a.S ? a.D : 0) + a.W + a.leaf_bias) {}
 
-  int64_t terms() const { return divide_up(a_.K * own_, 4) * 4; }
+  int64_t terms() const { return divide_up(a_.K * own_ + a_.master, 4) * 4; }
 
   // The terms of tokens [first, first + n).
   void paths(int64_t first, int64_t n, const Terms& terms) const {
     int64_t K = a_.K, count = terms.count;
-    Scratch<int8_t> q(n * I_), z(a_.projection ? n * R_ : 0), factor(whole_lines(count));
+    int64_t own = K * own_, master = a_.master;
+    Scratch<int8_t> q(n * I_), z(a_.projects ? n * R_ : 0), factor(whole_lines(count));
     Scratch<Quantised> x(n);
+    Scratch<float> hidden(n * master);
     for (int64_t t = 0; t < n; t++) x[t] = quantise((const T*)a_.x + (first + t) * a_.I, a_.I, q + t * I_, I_);
-    if (a_.projection) project(n, q, x, z);
-    Walk walk{first * K, n * K, divide_up(n * K, kWalkers) * kWalkers, a_.projection ? z : q, x};
+    if (a_.dense_rows) project(n, q, x, z, hidden);
+    Walk walk{first * K, n * K, divide_up(n * K, kWalkers) * kWalkers, a_.projects ? z : q, x};
     Scratch<int32_t> row(own_ * walk.stride);
     Scratch<float> value(own_ * walk.stride), values(count);
     walk.row = row;
     walk.value = value;
     for (int64_t w = 0; w < walk.n; w += kGroups * kWalkers) descend(walk, w);
-    for (int64_t i = K * own_; i < count; i++) values[i] = 0.0f;
+    for (int64_t i = own + master; i < count; i++) values[i] = 0.0f;
+    const float* master_scale = a_.out_scale + a_.out_count - master;
     for (int64_t t = 0; t < n; t++) {
       int32_t* rows = terms.row + t * count;
       for (int64_t slot = 0; slot < own_; slot++) {
         memcpy(rows + slot * K, walk.row + slot * walk.stride + t * K, K * sizeof(int32_t));
         memcpy(values + slot * K, walk.value + slot * walk.stride + t * K, K * sizeof(float));
       }
-      for (int64_t i = K * own_; i < count; i++) rows[i] = 0;
+      for (int64_t i = 0; i < master; i++) {
+        rows[own + i] = int32_t(a_.out_count - master + i);
+        values[own + i] = hidden[t * master + i] * master_scale[i];
+      }
+      for (int64_t i = own + master; i < count; i++) rows[i] = 0;
       terms.of[t] = quantise((const float*)values, count, factor, whole_lines(count));
       memcpy(terms.factor + t * count, factor, count);
     }
@@ -96,27 +103,33 @@ class TreeInt8Pass {
     const int8_t* x[kWalkers];
   };
 
-  // LayerNorm of the projection, in bytes again.
-  void project(int64_t n, int8_t* q, Quantised* x, int8_t* z) const {
-    int64_t R = a_.R;
-    Scratch<float> value(4 * R_);
+  // Products with the rows that every token has: LayerNorm of the projection, in bytes again, and the hidden neurons of
+  // the master leaf.
+  void project(int64_t n, int8_t* q, Quantised* x, int8_t* z, float* hidden) const {
+    int64_t rank = a_.projects ? R_ : 0, rows = rank + divide_up(a_.master, 4) * 4;
+    Scratch<float> value(4 * rows);
     for (int64_t t = 0; t < n; t += 4) {
       const int8_t* token[4];
       int count = int(least(4, n - t));
       for (int i = 0; i < 4; i++) token[i] = q + (t + least(i, count - 1)) * I_;
-      for (int64_t r = 0; r < R_; r += 4) {
+      for (int64_t r = 0; r < rows; r += 4) {
         int32_t dot[kWalkers];
-        square(a_.projection + r * I_, token, I_, dot);
+        square(a_.dense_rows + r * I_, token, I_, dot);
         for (int i = 0; i < count; i++)
           for (int e = 0; e < 4; e++) {
             int32_t sum = dot[4 * i + e] - (kCentred ? 0 : 128 * x[t + i].total);
-            value[i * R_ + r + e] = float(sum) * (x[t + i].scale * a_.projection_scale[r + e]);
+            value[i * rows + r + e] = float(sum) * (x[t + i].scale * a_.dense_scale[r + e]);
           }
       }
       for (int i = 0; i < count; i++) {
-        float* v = value + i * R_;
-        normalise(v, R);
-        x[t + i] = quantise(v, R, z + (t + i) * R_, R_);
+        float* v = value + i * rows;
+        if (a_.master) {
+          for (int64_t h = 0; h < a_.master; h++) v[rank + h] += a_.dense_bias[h];
+          activate(a_.activation, v + rank, a_.master, hidden + (t + i) * a_.master, nullptr);
+        }
+        if (!a_.projects) continue;
+        normalise(v, a_.R);
+        x[t + i] = quantise(v, a_.R, z + (t + i) * R_, R_);
       }
     }
   }

@@ -33,8 +33,7 @@ def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str = 
     if backend_of(x) == "reference":
         y, path = reference.tree_int8(x.detach(), tree, shape, activation=activation)
     else:
-        given = [int(n) for n in shape]
-        y, logits, leaf = torch.ops.fastff.tree_int8.default(x, tree.tensors, given, code)
+        y, logits, leaf = torch.ops.fastff.tree_int8.default(x, tree.tensors, list(shape), code)
         path = Path(logits.permute(1, 2, 0), leaf)
     return (_Ends.apply(y, x) if may_learn(x) else y), path
 

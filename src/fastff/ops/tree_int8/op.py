@@ -21,7 +21,8 @@ torch.library.define(
 @torch.library.register_fake("fastff::tree_int8")
 def _(x: Tensor, weights: list[Tensor], shape: list[int], activation: int) -> tuple[Tensor, Tensor, Tensor]:
     check_devices(x, *weights)
-    T, (K, D, *_, out_features, _) = x.shape[0], shape
+    sizes: Any = shape
+    T, (K, D, *_), out_features = x.shape[0], shape, Int8Shape(*sizes).out_features
     return (
         x.new_empty(T, out_features),
         x.new_empty(D, T, K, dtype=torch.float32),

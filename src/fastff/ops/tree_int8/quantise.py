@@ -25,24 +25,28 @@ def quantise_tree(
     node_out: Tensor | None = None,
     leaves: Leaves | None = None,
     projection: Tensor | None = None,
+    master: Leaves | None = None,
 ) -> tuple[Int8Tree, Int8Shape]:
     """The weights of `tree_feedforward` in int8.
 
     Args:
         node_weight, node_bias, node_out, leaves: as of `tree_feedforward`; a base must have been added to the leaves.
         projection: (R, I), if nodes and leaves see LayerNorm(projection x).
+        master: of a dense layer beside the trees, w1 (H, I), b1 (H,) and w2 (H, O), which sees x.
 
     Raises:
         ValueError: no complete tree, or a weight that is no number or infinite.
     """
     K, N, R = node_weight.shape
     depth = tree_depth(N)
-    named = {"node_weight": node_weight, "node_bias": node_bias, "node_out": node_out, "projection": projection}
-    for name, weight in named.items() | (leaves._asdict().items() if leaves is not None else set()):
+    given = {"node_weight": node_weight, "node_bias": node_bias, "node_out": node_out, "projection": projection}
+    for part in (leaves, master):
+        given |= {} if part is None else part._asdict()
+    for name, weight in given.items():
         if weight is not None and not weight.is_meta and not weight.isfinite().all():
             raise ValueError(f"{name} must be finite to be quantised")
     ins, biases, outs = [node_weight.reshape(K * N, R)], [node_bias.flatten()], []
-    sides = width = leaf_sides = 0
+    sides = width = leaf_sides = biased = neurons = 0
     if node_out is not None:
         sides = node_out.shape[2] if node_out.dim() == 4 else 1
         outs.append(node_out.reshape(K * N * sides, node_out.shape[-1]))
@@ -52,15 +56,23 @@ def quantise_tree(
         biases.append(leaves.b1.flatten())
         outs.append(leaves.w2.flatten(0, -2))
         if leaves.b2 is not None:
+            biased = 1
             outs.append(leaves.b2.flatten(0, 1))
+    dense: list[Tensor] = []
+    if projection is not None:
+        dense.append(F.pad(projection.detach(), (0, 0, 0, padded(R) - R)))
+    if master is not None:
+        neurons = len(master.w1)
+        dense.append(F.pad(master.w1.detach(), (0, 0, 0, -neurons % 4)))
+        outs.append(master.w2)
     in_rows, in_scale = quantise_rows(torch.cat(ins))
     out_rows, out_scale = quantise_rows(torch.cat(outs))
     out_features = outs[0].shape[1]
     blocks = out_rows.view(len(out_rows), -1, COLUMN_BLOCK).transpose(0, 1).contiguous()
-    shape = Int8Shape(K, depth, sides, width, leaf_sides, leaves is not None and leaves.b2 is not None, out_features, R)
-    bias = torch.cat(biases).detach().float()
-    tree = Int8Tree(in_rows, in_scale, bias, blocks, out_scale)
-    if projection is None:
-        return tree, shape
-    whole = F.pad(projection.detach(), (0, 0, 0, padded(R) - R))
-    return Int8Tree(*tree[:5], *quantise_rows(whole)), shape
+    rank = 0 if projection is None else R
+    shape = Int8Shape(K, depth, sides, width, leaf_sides, biased, out_features, rank, neurons)
+    tree = Int8Tree(in_rows, in_scale, torch.cat(biases).detach().float(), blocks, out_scale)
+    if dense:
+        bias = out_scale.new_empty(0) if master is None else master.b1.detach().float()
+        tree = Int8Tree(*tree[:5], *quantise_rows(torch.cat(dense)), bias)
+    return tree, shape

@@ -29,9 +29,11 @@ class Int8Tree(NamedTuple):
         in_rows, in_scale, in_bias: (M, R padded) uint8, (M,) and (M,) float32: the K * N nodes, tree after tree, then
             the K * L * W neurons of leaves.
         out_rows, out_scale: (C, P, 64) uint8 and (P,) float32, C blocks of 64 columns: the K * N * S rows of nodes,
-            then those of leaf neurons, then, with leaf_bias, one for each of the K * L leaves.
-        projection, projection_scale: (R padded, I padded) uint8 and (R padded,), or None: nodes and leaves see
-            LayerNorm(P x) in place of x.
+            then those of leaf neurons, then, with leaf_bias, one for each of the K * L leaves, then the master leaf's.
+        dense_rows, dense_scale: rows that every token is multiplied with, (rows, I padded) uint8 and (rows,), or None:
+            with a rank those of the projection P, to a multiple of 64, as nodes and leaves then see LayerNorm(P x) in
+            place of x; then those of the master leaf, to a multiple of 4.
+        dense_bias: (master,) float32, or None.
     """
 
     in_rows: Tensor
@@ -39,8 +41,9 @@ class Int8Tree(NamedTuple):
     in_bias: Tensor
     out_rows: Tensor
     out_scale: Tensor
-    projection: Tensor | None = None
-    projection_scale: Tensor | None = None
+    dense_rows: Tensor | None = None
+    dense_scale: Tensor | None = None
+    dense_bias: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -49,16 +52,27 @@ class Int8Tree(NamedTuple):
 
 
 class Int8Shape(NamedTuple):
-    """What tensors do not say of themselves; leaf_width is 0 where a tree has no leaves, and so is then leaf_sides."""
+    """What tensors do not say of themselves.
+
+    Attributes:
+        trees, depth: K and D.
+        sides: S, output rows of a node.
+        leaf_width, leaf_sides: W, and output rows of each of a leaf's neurons; 0 where a tree has no leaves.
+        leaf_bias: 1 where leaves have output biases, else 0.
+        out_features: O.
+        rank: of the projection; 0: none.
+        master: hidden neurons of the master leaf.
+    """
 
     trees: int
     depth: int
     sides: int
     leaf_width: int
     leaf_sides: int
-    leaf_bias: bool
+    leaf_bias: int
     out_features: int
-    features: int  # R
+    rank: int = 0
+    master: int = 0
 
     @property
     def in_rows(self) -> int:
@@ -67,7 +81,7 @@ class Int8Shape(NamedTuple):
     @property
     def out_rows(self) -> int:
         leaf = self.leaf_width * self.leaf_sides + self.leaf_bias
-        return self.trees * ((2**self.depth - 1) * self.sides + 2**self.depth * leaf)
+        return self.trees * ((2**self.depth - 1) * self.sides + 2**self.depth * leaf) + self.master
 
 
 def padded(columns: int) -> int:
@@ -85,13 +99,20 @@ def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -> tuple[Tensor, Path]:
     """As `fastff.ops.tree_int8`."""
-    K, D, S, W, leaf_S, has_bias, O, R = shape
+    K, D, S, W, leaf_S, has_bias, O, rank, master = shape
     T, N, L = x.shape[0], 2**D - 1, 2**D
     q, scale = quantise_tokens(x)
-    if tree.projection is not None and tree.projection_scale is not None:
-        rows = tree.projection[:R, : x.shape[1]].double() - ZERO_POINT
-        z = (q @ rows.T).float() * (scale * tree.projection_scale[:R])
-        q, scale = quantise_tokens(F.layer_norm(z, (R,)))
+    terms: list[tuple[Tensor, Tensor]] = []  # (T, ...): rows, and what they are multiplied with
+    if tree.dense_rows is not None and tree.dense_scale is not None and tree.dense_bias is not None:
+        rows = tree.dense_rows[:, : x.shape[1]].double() - ZERO_POINT
+        z = (q @ rows.T).float() * (scale * tree.dense_scale)
+        if master:
+            first = padded(rank)
+            hidden = activate(z[:, first : first + master] + tree.dense_bias, activation)
+            terms.append((torch.arange(shape.out_rows - master, shape.out_rows).to(x.device).expand(T, -1), hidden))
+        if rank:
+            q, scale = quantise_tokens(F.layer_norm(z[:, :rank], (rank,)))
+    R = q.shape[1]
     tree_K = torch.arange(K, device=x.device)
 
     def logits(row_TK: Tensor) -> Tensor:
@@ -110,7 +131,6 @@ def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -
     leaf = node - N
     path = Path(torch.stack(found, -1) if found else scale.new_zeros(T, K, 0), leaf)
 
-    terms: list[tuple[Tensor, Tensor]] = []  # (T, ...): rows, and what they are multiplied with
     if S:
         row = (tree_K * N).unsqueeze(-1) + nodes_above(leaf, D)
         row = 2 * row + (path.logits >= 0).long() if S == 2 else row
