@@ -47,6 +47,13 @@ def test_every_suite_measures_every_candidate(suite, tmp_path):
         settings = replace(TINY, in_features=16, out_features=16)
     if suite == "given":
         settings = replace(TINY, given=("dense:width=12", "tree:depth=2,leaf_width=2", "moe:experts=4,expert_width=3"))
+    if suite == "equal-loss":
+        runs = [
+            {"layer": layer, "grow": 0.4, "validation_loss": loss}
+            for layer, loss in (("dense:width=12", 4.0), ("tree:depth=2,leaf_width=2", 3.9))
+        ]
+        (tmp_path / "losses").write_text(json.dumps({"runs": runs}))
+        settings = replace(TINY, losses=str(tmp_path / "losses"))
     (results,) = run([suite], settings, tmp_path)
     assert results.left_out == []
     groups = SUITES[suite].groups(settings)
@@ -61,11 +68,12 @@ def test_every_suite_measures_every_candidate(suite, tmp_path):
         assert set(row) == FIELDS
         assert 0 < row["low_s"] <= row["median_s"] <= row["high_s"]
         assert row["samples"] == 3
-        assert row["ratio_to_dense"] > 0
+        assert suite == "equal-loss" or row["ratio_to_dense"] > 0
         assert row["cache"] == "warm"
     text = rendered(results)
     assert all(row["candidate"] in text for row in written["rows"])
-    assert ("times the first" in text) == (suite == "given") != ("times dense" in text)
+    if suite != "equal-loss":
+        assert ("times the first" in text) == (suite == "given") != ("times dense" in text)
     assert plot(results).read_bytes().startswith(b"\x89PNG")
 
 

@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_named():
             operator(x, tree, sizes._replace(**{name: value}))
     with pytest.raises(RuntimeError, match="dense_rows must be of shape"):
         operator(torch.randn(3, 200), tree, sizes)
-    with pytest.raises(RuntimeError, match="weights must be 8 tensors, got 5"):
+    with pytest.raises(RuntimeError, match="weights must be 9 tensors, got 5"):
         operator(x, Int8Tree(*tree[:5]), sizes)
     with pytest.raises(ValueError, match=f"activation must be one of {', '.join(ACTIVATIONS)}"):
         operator(x, tree, sizes, activation="sine")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fastff.bench.equal_loss import read_losses, speedups
 from fastff.bench.results import Results
 from fastff.bench.runner import OnProgress, run
 from fastff.bench.settings import Settings
 from fastff.bench.suites import SUITES
-from fastff.bench.table import left_out, table
+from fastff.bench.table import equal_loss_table, left_out, table
 
 INTERRUPTED = 130
 
@@ -85,6 +87,10 @@ def bench_command(
 
 
 def _show(results: Results) -> None:
+    (_show_equal_loss if results.suite == "equal-loss" and results.rows else _show_rows)(results)
+
+
+def _show_rows(results: Results) -> None:
     from fastff.bench.plots import plot  # imports matplotlib
 
     if results.rows:
@@ -92,6 +98,20 @@ def _show(results: Results) -> None:
     for line in left_out(results):
         console.print(f"left out: {line}", style="yellow", markup=False)
     console.print(f"{results.path}, {plot(results) or 'nothing to plot'}", markup=False)
+
+
+def _show_equal_loss(results: Results) -> None:
+    from fastff.bench.equal_loss_plot import plot_equal_loss
+
+    layers = read_losses(results.settings.losses)
+    found = speedups(results.rows, layers)
+    results.more = {"losses": [asdict(layer) for layer in layers], "equal_loss": found}
+    results.write()
+    console.print(equal_loss_table(found))
+    for line in left_out(results):
+        console.print(f"left out: {line}", style="yellow", markup=False)
+    picture = plot_equal_loss(results.rows, layers, found, results.path.with_suffix(".png"))
+    console.print(f"{results.path}, {picture}", markup=False)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

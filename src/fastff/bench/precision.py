@@ -9,7 +9,7 @@ from torch import nn
 from fastff.bench.candidate import LayerCandidate, UnavailableError
 from fastff.bench.opponents import Int8
 from fastff.bench.settings import Settings
-from fastff.nn import FeedForward, FeedForwardLayer, build_layer, quantize
+from fastff.nn import FeedForward, FeedForwardLayer, build_layer, parse_layer, quantize
 from fastff.nn.tree_layer import TreeLayer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,6 +57,11 @@ def layer_candidate(
         wrap=wrapped if wraps else None,
         base=base,
     )
+
+
+def has_int8(text: str) -> bool:
+    """Whether the layer that `text` names has a form in int8."""
+    return issubclass(parse_layer(text)[0], TreeLayer | FeedForward)
 
 
 def in_int8(layer: FeedForwardLayer) -> nn.Module:

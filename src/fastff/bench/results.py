@@ -28,6 +28,7 @@ class Results:
         self.rows: list[Row] = []
         self.left_out: list[Row] = []
         self.machine = machine()
+        self.more: Row = {}  # what a suite makes of its rows
         self._head = {"versions": versions(), "machine": self.machine, "settings": settings.to_json()}
         folder.mkdir(parents=True, exist_ok=True)
         self.write()
@@ -62,7 +63,7 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        write_json(self.path, {**self._head, "rows": self.rows, "left_out": self.left_out})
+        write_json(self.path, {**self._head, "rows": self.rows, "left_out": self.left_out, **self.more})
 
     def _name(self, group: Group, candidate: Candidate) -> Row:
         return {

@@ -35,6 +35,25 @@ def table(results: Results) -> Table:
     return found
 
 
+def equal_loss_table(found: list[Row]) -> Table:
+    """What `fastff.bench.equal_loss.speedups` gives: each layer beside the dense layer of its loss."""
+    shown = Table(title="Beside the dense layer of the same loss", box=box.SIMPLE)
+    shown.add_column("layer")
+    for column in ("loss", "time", "in", "dense of that loss", "its time", "in", "times faster"):
+        shown.add_column(column, justify="right")
+    for (kind, tokens), rows in groupby(found, lambda row: (row["pass"], row["tokens"])):
+        shown.add_section()
+        shown.add_row(Text(f"{kind}, {tokens} {'token' if tokens == 1 else 'tokens'}", style="bold"))
+        for row in rows:
+            dense = ["beyond" if row["beyond"] else "below", "–", "–", "–"]
+            if row["speedup"] is not None:
+                seconds, speedup = duration(row["dense_seconds"]), _three_digits(row["speedup"])
+                dense = [f"{row['dense_width']:.0f}", seconds, row["dense_precision"], speedup]
+            own = [f"  {row['layer']}", f"{row['loss']:.3f}", duration(row["seconds"]), row["precision"]]
+            shown.add_row(*map(Text, (*own, *dense)))
+    return shown
+
+
 def left_out(results: Results) -> list[str]:
     """A line for each candidate that was not measured."""
     return [f"{row['candidate']}, {row['tokens']} tokens: {row['reason']}" for row in results.left_out]

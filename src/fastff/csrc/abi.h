@@ -97,14 +97,15 @@ struct TreeInt8 {
   const void* x;                  // (T, I)
   const uint8_t* in_rows;         // (M, R): nodes of all trees, then neurons of leaves
   const float *in_scale, *in_bias;  // (M,)
-  const uint8_t* out_rows;        // (O / 64, P, 64): of nodes, leaf neurons, leaves, master
+  const uint8_t* out_rows;        // (O / 64, P, 64): of nodes, leaf neurons, leaves
   int64_t out_count;              // P
-  const float* out_scale;         // (P,)
+  const float* out_scale;         // (P + master,)
   bool projects;      // whether decisions and leaves see LayerNorm(P x)
   int64_t master;     // hidden neurons of the master leaf, which every token runs
   const uint8_t* dense_rows;  // (R of P, if it projects, then master to a multiple of 4, I) or null
   const float* dense_scale;   // as many
   const float* dense_bias;    // (master,)
+  const uint8_t* master_rows;  // (O / 64, master / 4, 64, 4), its output rows, four interleaved
   void* y;        // (T, O)
   float* logits;  // (D, T, K): a level of many walkers lies together
   int64_t* leaf;  // (T, K)

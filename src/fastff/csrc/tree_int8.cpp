@@ -7,7 +7,7 @@ constexpr int64_t kLine = 64;
 static int64_t whole_lines(int64_t n) { return (n + kLine - 1) / kLine * kLine; }
 
 // `weights` are in_rows, in_scale, in_bias, out_rows, out_scale and, if there is a projection or a master leaf, the dense
-// rows, their scale and bias; `shape` is trees, depth, sides, leaf_width, leaf_sides, leaf_bias, out_features, rank (0:
+// rows, their scale and bias, and the output rows of the master leaf; `shape` is trees, depth, sides, leaf_width, leaf_sides, leaf_bias, out_features, rank (0:
 // no projection), master.
 static std::tuple<Tensor, Tensor, Tensor> tree_int8(Tensor x, std::vector<Tensor> weights, std::vector<int64_t> shape,
                                                     int64_t activation) {
@@ -38,22 +38,23 @@ static std::tuple<Tensor, Tensor, Tensor> tree_int8(Tensor x, std::vector<Tensor
   STD_TORCH_CHECK(a.I > 0, "x must have at least one feature");
   STD_TORCH_CHECK(a.S || (a.W && a.leaf_S) || a.leaf_bias, "nodes or leaves must put something out");
   STD_TORCH_CHECK(!a.W == !a.leaf_S, "leaf_sides must be 0 where leaf_width is, got ", a.leaf_S, " and ", a.W);
-  size_t count = a.projects || a.master ? 8 : 5;
+  size_t count = a.projects || a.master ? 9 : 5;
   STD_TORCH_CHECK(weights.size() == count, "weights must be ", count, " tensors, got ", weights.size());
   int64_t L = int64_t(1) << a.D, N = L - 1;
   STD_TORCH_CHECK(double(a.K) * L * (1 + a.W) * 2 < kMany, "a tree in int8 must have fewer than 2^31 rows");
-  int64_t M = a.K * (N + L * a.W), P = a.K * (N * a.S + L * (a.W * a.leaf_S + a.leaf_bias)) + a.master;
+  int64_t M = a.K * (N + L * a.W), P = a.K * (N * a.S + L * (a.W * a.leaf_S + a.leaf_bias));
   int64_t columns = whole_lines(a.R), blocks = whole_lines(a.O) / kLine;
   check("in_rows", weights[0], ScalarType::Byte, {M, columns});
   check("in_scale", weights[1], ScalarType::Float, {M});
   check("in_bias", weights[2], ScalarType::Float, {M});
   check("out_rows", weights[3], ScalarType::Byte, {blocks, P, kLine});
-  check("out_scale", weights[4], ScalarType::Float, {P});
-  if (count == 8) {
+  check("out_scale", weights[4], ScalarType::Float, {P + a.master});
+  if (count == 9) {
     int64_t rows = (a.projects ? columns : 0) + (a.master + 3) / 4 * 4;
     check("dense_rows", weights[5], ScalarType::Byte, {rows, whole_lines(a.I)});
     check("dense_scale", weights[6], ScalarType::Float, {rows});
     check("dense_bias", weights[7], ScalarType::Float, {a.master});
+    check("master_rows", weights[8], ScalarType::Byte, {blocks, (a.master + 3) / 4, kLine, 4});
   }
   x = in_order(x);
   for (Tensor& weight : weights) weight = in_order(weight);
@@ -66,10 +67,11 @@ static std::tuple<Tensor, Tensor, Tensor> tree_int8(Tensor x, std::vector<Tensor
   a.out_rows = bytes(3);
   a.out_count = P;
   a.out_scale = floats(4);
-  if (count == 8) {
+  if (count == 9) {
     a.dense_rows = bytes(5);
     a.dense_scale = floats(6);
     a.dense_bias = floats(7);
+    a.master_rows = bytes(8);
   }
   auto dtype = dtype_of(x);
   Tensor y = empty({a.T, a.O}, x.scalar_type());

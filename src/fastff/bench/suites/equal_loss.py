@@ -13,7 +13,7 @@ from fastff.bench.candidate import LayerCandidate
 from fastff.bench.equal_loss import read_losses
 from fastff.bench.group import Group
 from fastff.bench.passes import BACKWARD, FORWARD
-from fastff.bench.precision import layer_candidate
+from fastff.bench.precision import has_int8, layer_candidate
 from fastff.bench.settings import Settings
 from fastff.bench.suites.suite import Suite
 
@@ -48,7 +48,8 @@ def groups(s: Settings) -> list[Group]:
     names = [layer.text for layer in read_losses(s.losses)]
 
     def candidates(*precisions: str, **options: Any) -> list[LayerCandidate]:
-        return [layer_candidate(s, f"{name}@{p}", **options) for name in names for p in precisions]
+        chosen = [(name, p) for name in names for p in precisions if p != "int8" or has_int8(name)]
+        return [layer_candidate(s, f"{name}@{p}", **options) for name, p in chosen]
 
     every = ("float32", "bfloat16", "int8")
     turns = [c for c in candidates(*every, wrap=InTurn) if LAYERS * c.weight_bytes <= MOST_BYTES]

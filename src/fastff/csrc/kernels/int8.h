@@ -191,6 +191,32 @@ inline ColumnSums add_terms(const uint8_t* rows, const int32_t* row, const int8_
   return result;
 }
 
+// Adds n terms (a multiple of 4) whose rows all tokens have: rows[i / 4][column][i % 4], so that nothing is interleaved
+// here; the zero point stays in, if not kCentred.
+inline void add_shared(ColumnSums& sums, const uint8_t* rows, const int8_t* factor, int64_t n) {
+#if defined(FASTFF_BYTES)
+  constexpr int kParts = 4 * kColumnBlock / FASTFF_BYTES;
+  Packed part[kParts];
+  memcpy(part, &sums, sizeof part);
+  for (int64_t i = 0; i < n; i += 4) {
+    int32_t four;
+    memcpy(&four, factor + i, 4);
+    Packed f = broadcast4(four);
+#pragma GCC unroll 8
+    for (int p = 0; p < kParts; p++)
+      part[p] = dot4(part[p], load_packed(rows + i * kColumnBlock + p * FASTFF_BYTES), f);
+  }
+  memcpy(&sums, part, sizeof part);
+#else
+  int32_t sum[kColumnBlock];
+  memcpy(sum, &sums, sizeof sum);
+  for (int64_t i = 0; i < n; i++)
+    for (int c = 0; c < kColumnBlock; c++)
+      sum[c] += factor[i] * (int32_t(rows[i / 4 * 4 * kColumnBlock + 4 * c + i % 4]) - 128);
+  memcpy(&sums, sum, sizeof sum);
+#endif
+}
+
 // Elements in their own order, not in groups.
 inline Vec load_plain(const float* p) { return load_as<Vec>(p); }
 inline Vec load_plain(const Float16* p) { return widen(p); }

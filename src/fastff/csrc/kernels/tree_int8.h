@@ -14,12 +14,15 @@ constexpr int64_t kAhead = 64;           // output rows that are asked for befor
 
 inline int64_t whole_lines(int64_t n) { return divide_up(n, kColumnBlock) * kColumnBlock; }
 
-// What tokens put out: terms of factor * row, the same number for each token, a multiple of 4.
+// What tokens put out: terms of factor * row, as many for each token, of rows that each names and of those of the master
+// leaf, which all have; both a multiple of 4.
 struct Terms {
-  int64_t count;
-  int32_t* row;    // (tokens, count)
-  int8_t* factor;  // (tokens, count)
-  Quantised* of;   // (tokens,)
+  int64_t count, all;  // of rows that are named, and with those of the master leaf
+  int32_t* row;        // (tokens, count)
+  int8_t* factor;      // (tokens, all)
+  Quantised* of;       // (tokens,)
+
+  Terms from(int64_t token) const { return {count, all, row + token * count, factor + token * all, of + token}; }
 };
 
 template <class T>
@@ -29,44 +32,41 @@ class TreeInt8Pass {
       : a_(a), nodes_((int64_t(1) << a.D) - 1), I_(whole_lines(a.I)), R_(whole_lines(a.R)),
         own_((a.S ? a.D : 0) + a.W + a.leaf_bias) {}
 
-  int64_t terms() const { return divide_up(a_.K * own_ + a_.master, 4) * 4; }
+  int64_t terms() const { return divide_up(a_.K * own_, 4) * 4; }
+  int64_t shared_terms() const { return divide_up(a_.master, 4) * 4; }
 
   // The terms of tokens [first, first + n).
   void paths(int64_t first, int64_t n, const Terms& terms) const {
-    int64_t K = a_.K, count = terms.count;
-    int64_t own = K * own_, master = a_.master;
-    Scratch<int8_t> q(n * I_), z(a_.projects ? n * R_ : 0), factor(whole_lines(count));
+    int64_t K = a_.K, count = terms.count, all = terms.all, own = K * own_, master = a_.master;
+    Scratch<int8_t> q(n * I_), z(a_.projects ? n * R_ : 0), factor(whole_lines(all));
     Scratch<Quantised> x(n);
     Scratch<float> hidden(n * master);
     for (int64_t t = 0; t < n; t++) x[t] = quantise((const T*)a_.x + (first + t) * a_.I, a_.I, q + t * I_, I_);
     if (a_.dense_rows) project(n, q, x, z, hidden);
     Walk walk{first * K, n * K, divide_up(n * K, kWalkers) * kWalkers, a_.projects ? z : q, x};
     Scratch<int32_t> row(own_ * walk.stride);
-    Scratch<float> value(own_ * walk.stride), values(count);
+    Scratch<float> value(own_ * walk.stride), values(all);
     walk.row = row;
     walk.value = value;
     for (int64_t w = 0; w < walk.n; w += kGroups * kWalkers) descend(walk, w);
-    for (int64_t i = own + master; i < count; i++) values[i] = 0.0f;
-    const float* master_scale = a_.out_scale + a_.out_count - master;
+    memset(values, 0, all * sizeof(float));
+    const float* master_scale = a_.out_scale + a_.out_count;
     for (int64_t t = 0; t < n; t++) {
       int32_t* rows = terms.row + t * count;
       for (int64_t slot = 0; slot < own_; slot++) {
         memcpy(rows + slot * K, walk.row + slot * walk.stride + t * K, K * sizeof(int32_t));
         memcpy(values + slot * K, walk.value + slot * walk.stride + t * K, K * sizeof(float));
       }
-      for (int64_t i = 0; i < master; i++) {
-        rows[own + i] = int32_t(a_.out_count - master + i);
-        values[own + i] = hidden[t * master + i] * master_scale[i];
-      }
-      for (int64_t i = own + master; i < count; i++) rows[i] = 0;
-      terms.of[t] = quantise((const float*)values, count, factor, whole_lines(count));
-      memcpy(terms.factor + t * count, factor, count);
+      for (int64_t i = own; i < count; i++) rows[i] = 0;
+      for (int64_t i = 0; i < master; i++) values[count + i] = hidden[t * master + i] * master_scale[i];
+      terms.of[t] = quantise((const float*)values, all, factor, whole_lines(all));
+      memcpy(terms.factor + t * all, factor, all);
     }
   }
 
   // y of tokens [first, first + n), whose terms are given.
   void put_out(int64_t first, int64_t n, const Terms& terms) const {
-    int64_t blocks = divide_up(a_.O, kColumnBlock), count = terms.count;
+    int64_t blocks = divide_up(a_.O, kColumnBlock), count = terms.count, shared = shared_terms();
     int64_t ahead = most(1, kAhead / count);
     auto block = [&](int64_t c) { return a_.out_rows + c * a_.out_count * kColumnBlock; };
     for (int64_t c = 0; c < blocks; c++) {
@@ -79,7 +79,10 @@ class TreeInt8Pass {
           const T* y = (const T*)a_.y + (first + next % n) * a_.O + next / n * kColumnBlock;
           for (size_t i = 0; i < kColumnBlock * sizeof(T); i += 64) __builtin_prefetch((const char*)y + i, 1);
         }
-        write(add_terms(block(c), terms.row + t * count, terms.factor + t * count, count, terms.of[t].total), terms.of[t].scale, (T*)a_.y + (first + t) * a_.O + c * kColumnBlock,
+        const int8_t* factor = terms.factor + t * terms.all;
+        ColumnSums sums = add_terms(block(c), terms.row + t * count, factor, count, terms.of[t].total);
+        if (shared) add_shared(sums, a_.master_rows + c * shared * kColumnBlock, factor + count, shared);
+        write(sums, terms.of[t].scale, (T*)a_.y + (first + t) * a_.O + c * kColumnBlock,
               least(kColumnBlock, a_.O - c * kColumnBlock));
       }
     }
@@ -251,15 +254,17 @@ class TreeInt8Pass {
 template <class T>
 void tree_int8(const TreeInt8& a, const Pool& pool) {
   TreeInt8Pass<T> pass(a);
-  int64_t share = most(1, least(kOutputTokens, divide_up(a.T, pool.threads))), count = pass.terms();
+  int64_t share = most(1, least(kOutputTokens, divide_up(a.T, pool.threads)));
+  int64_t count = pass.terms(), all = count + pass.shared_terms();
   for_each(pool, divide_up(a.T, share), [&](int64_t i) {
     int64_t first = i * share, n = least(share, a.T - first);
     Scratch<int32_t> row(n * count);
-    Scratch<int8_t> factor(n * count);
+    Scratch<int8_t> factor(n * all);
     Scratch<Quantised> of(n);
+    Terms terms{count, all, row, factor, of};
     for (int64_t t = 0; t < n; t += kPathTokens)
-      pass.paths(first + t, least(kPathTokens, n - t), {count, row + t * count, factor + t * count, of + t});
-    pass.put_out(first, n, {count, row, factor, of});
+      pass.paths(first + t, least(kPathTokens, n - t), terms.from(t));
+    pass.put_out(first, n, terms);
   });
 }
 

@@ -68,11 +68,13 @@ def quantise_tree(
     in_rows, in_scale = quantise_rows(torch.cat(ins))
     out_rows, out_scale = quantise_rows(torch.cat(outs))
     out_features = outs[0].shape[1]
-    blocks = out_rows.view(len(out_rows), -1, COLUMN_BLOCK).transpose(0, 1).contiguous()
+    blocks = out_rows.view(len(out_rows), -1, COLUMN_BLOCK).transpose(0, 1)  # (C, rows, 64)
+    own = len(out_rows) - neurons
+    fours = F.pad(blocks[:, own:], (0, 0, 0, -neurons % 4), value=ZERO_POINT).unflatten(1, (-1, 4)).transpose(2, 3)
     rank = 0 if projection is None else R
     shape = Int8Shape(K, depth, sides, width, leaf_sides, biased, out_features, rank, neurons)
-    tree = Int8Tree(in_rows, in_scale, torch.cat(biases).detach().float(), blocks, out_scale)
+    tree = Int8Tree(in_rows, in_scale, torch.cat(biases).detach().float(), blocks[:, :own].contiguous(), out_scale)
     if dense:
         bias = out_scale.new_empty(0) if master is None else master.b1.detach().float()
-        tree = Int8Tree(*tree[:5], *quantise_rows(torch.cat(dense)), bias)
+        tree = Int8Tree(*tree[:5], *quantise_rows(torch.cat(dense)), bias, fours.contiguous())
     return tree, shape

@@ -28,12 +28,14 @@ class Int8Tree(NamedTuple):
     Attributes:
         in_rows, in_scale, in_bias: (M, R padded) uint8, (M,) and (M,) float32: the K * N nodes, tree after tree, then
             the K * L * W neurons of leaves.
-        out_rows, out_scale: (C, P, 64) uint8 and (P,) float32, C blocks of 64 columns: the K * N * S rows of nodes,
-            then those of leaf neurons, then, with leaf_bias, one for each of the K * L leaves, then the master leaf's.
+        out_rows, out_scale: (C, P, 64) uint8 and (P + master,) float32, C blocks of 64 columns: the K * N * S rows of
+            nodes, then those of leaf neurons, then, with leaf_bias, one for each of the K * L leaves; of the master
+            leaf's rows the scales alone.
         dense_rows, dense_scale: rows that every token is multiplied with, (rows, I padded) uint8 and (rows,), or None:
             with a rank those of the projection P, to a multiple of 64, as nodes and leaves then see LayerNorm(P x) in
             place of x; then those of the master leaf, to a multiple of 4.
         dense_bias: (master,) float32, or None.
+        master_rows: (C, master / 4, 64, 4) uint8, the output rows of the master leaf, four interleaved, or None.
     """
 
     in_rows: Tensor
@@ -44,6 +46,7 @@ class Int8Tree(NamedTuple):
     dense_rows: Tensor | None = None
     dense_scale: Tensor | None = None
     dense_bias: Tensor | None = None
+    master_rows: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -81,7 +84,7 @@ class Int8Shape(NamedTuple):
     @property
     def out_rows(self) -> int:
         leaf = self.leaf_width * self.leaf_sides + self.leaf_bias
-        return self.trees * ((2**self.depth - 1) * self.sides + 2**self.depth * leaf) + self.master
+        return self.trees * ((2**self.depth - 1) * self.sides + 2**self.depth * leaf)
 
 
 def padded(columns: int) -> int:
@@ -109,7 +112,7 @@ def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -
         if master:
             first = padded(rank)
             hidden = activate(z[:, first : first + master] + tree.dense_bias, activation)
-            terms.append((torch.arange(shape.out_rows - master, shape.out_rows).to(x.device).expand(T, -1), hidden))
+            terms.append(((shape.out_rows + torch.arange(master, device=x.device)).expand(T, -1), hidden))
         if rank:
             q, scale = quantise_tokens(F.layer_norm(z[:, :rank], (rank,)))
     R = q.shape[1]
@@ -145,6 +148,8 @@ def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -
     row_TM, factor_TM = (torch.cat([t.flatten(1) for t in kind], 1) for kind in zip(*terms, strict=True))
     factor, scale = quantise_tokens(factor_TM * tree.out_scale[row_TM])
     rows = tree.out_rows.transpose(0, 1).flatten(1)  # (P, O padded)
+    if tree.master_rows is not None:
+        rows = torch.cat([rows, tree.master_rows.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)])
     y = torch.stack([f @ (rows[r].double() - ZERO_POINT) for f, r in zip(factor, row_TM, strict=True)]) if T else None
     y = x.new_zeros(0, O) if y is None else (y.float() * scale)[:, :O]
     return y.to(x.dtype), path
