@@ -136,6 +136,33 @@ def speed_table(results: dict, cache: str | None) -> str:
     return "\n".join(lines)
 
 
+def equal_loss_table(results: dict) -> str:
+    """Layers beside the dense layer of the same loss, as a Markdown table: times faster, the time and its precision."""
+    found = results["equal_loss"]
+    calls = list(dict.fromkeys((row["pass"], row["tokens"]) for row in found))
+    heads = ["layer", "loss", "dense of that loss", *(f"{kind}, {count(tokens)}" for kind, tokens in calls)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for layer in dict.fromkeys(row["layer"] for row in found):
+        by_call = {(row["pass"], row["tokens"]): row for row in found if row["layer"] == layer}
+        any_row = next(iter(by_call.values()))
+        width = any_row["dense_width"]
+        dense = f"{width:.0f}" if width else "beyond" if any_row["beyond"] else "below"
+        cells = [layer, f"{any_row['loss']:.3f}", dense]
+        for call in calls:
+            row = by_call.get(call)
+            speedup = f"{row['speedup']:.2f}x, " if row and row["speedup"] else ""
+            cells.append(f"{speedup}{duration(row['seconds'])} {row['precision']}" if row else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    dense = ", ".join(
+        f"{known['text'].partition('=')[2].partition(',')[0]}: {known['loss']:.3f}"
+        for known in sorted(results["losses"], key=lambda known: -known["loss"])
+        if known["text"].startswith("dense")
+    )
+    features = f"{results['settings']['in_features']} features in and out"
+    lines.append(f"\nDense layers by width: {dense}. {features}; {_machine(results)}")
+    return "\n".join(lines)
+
+
 def model_table(results: dict) -> str:
     """Whole models as Markdown tables, one for each pass: by batch and dtype the time and both ratios."""
     rows, new = results["rows"], SEQUENCES[results["rows"][0]["suite"]]
@@ -200,6 +227,8 @@ def main() -> int:
         summary = json.loads((HERE / f"{name}.json").read_text())
         if "models" in summary:
             written = finetune_table(summary)
+        elif "equal_loss" in summary:
+            written = equal_loss_table(summary)
         elif "lr" in summary:
             written = decoder_table(summary)
         elif "settings" not in summary:

@@ -57,6 +57,7 @@ Tensor empty(const Shape& shape, ScalarType dtype) {
   int32_t code = dtype == ScalarType::Float      ? aoti_torch_dtype_float32()
                  : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                  : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
+                 : dtype == ScalarType::Byte     ? aoti_torch_dtype_uint8()
                                                  : aoti_torch_dtype_int64();
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.size(), shape.data(), strides, code,

@@ -41,7 +41,7 @@ inline OptionalTensor in_order(const OptionalTensor& t) { return t ? OptionalTen
 
 inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 
-// Uninitialised memory for float32, bfloat16, float16 or int64.
+// Uninitialised memory for float32, bfloat16, float16, uint8 or int64.
 Tensor empty(const Shape& shape, ScalarType dtype);
 
 }  // namespace fastff

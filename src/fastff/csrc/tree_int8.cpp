@@ -1,4 +1,6 @@
 // The operator of trees in int8.
+#include <string.h>
+
 #include "arguments.h"
 
 namespace fastff {
@@ -84,6 +86,19 @@ static std::tuple<Tensor, Tensor, Tensor> tree_int8(Tensor x, std::vector<Tensor
   return {y, logits, leaf};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastff, CPU, m) { m.impl("tree_int8", TORCH_BOX(&tree_int8)); }
+// A copy in large pages, if it is large: a token reads rows here and there, each in a page of its own otherwise.
+static Tensor in_large_pages(Tensor bytes) {
+  STD_TORCH_CHECK(bytes.is_cpu() && bytes.scalar_type() == ScalarType::Byte, "bytes must be uint8 on the CPU");
+  bytes = in_order(bytes);
+  auto sizes = bytes.sizes();
+  Tensor copy = empty(Shape(sizes.begin(), sizes.end()), ScalarType::Byte);
+  memcpy(copy.mutable_data_ptr(), bytes.const_data_ptr(), bytes.numel());
+  return copy;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastff, CPU, m) {
+  m.impl("tree_int8", TORCH_BOX(&tree_int8));
+  m.impl("in_large_pages", TORCH_BOX(&in_large_pages));
+}
 
 }  // namespace fastff

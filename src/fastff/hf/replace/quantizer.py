@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
@@ -12,6 +14,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from fastff.hf.replace.config import METHOD, FeedForwardConfig
 from fastff.hf.replace.exchange import exchange
 from fastff.nn import FeedForwardLayer, TreeFeedForward
+from fastff.nn.tree_layer import TreeLayer
 
 
 class FeedForwardQuantizer(HfQuantizer):
@@ -27,7 +30,9 @@ class FeedForwardQuantizer(HfQuantizer):
     ) -> None:
         self.quantization_config = exchange(model, self.quantization_config, partly=self.pre_quantized)
         self._ignored = model._keys_to_ignore_on_load_missing
-        self._shapes = {name: {key: p.shape for key, p in layer.named_parameters()} for name, layer in _layers(model)}
+        if self.pre_quantized:
+            _to_int8(model, checkpoint_files or [])
+        self._shapes = {name: {key: t.shape for key, t in _stored(layer).items()} for name, layer in _layers(model)}
         if self.pre_quantized:
             _check_size(model, self.quantization_config.layer, checkpoint_files or [])
             model._keys_to_ignore_on_load_missing = [*(self._ignored or []), r"\.base_(w|b)[12]$"]  # see _complete
@@ -55,17 +60,34 @@ def _layers(model: PreTrainedModel) -> Iterator[tuple[str, FeedForwardLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FeedForwardLayer))
 
 
+def _stored(layer: FeedForwardLayer) -> dict[str, Tensor]:
+    """Parameters, and the buffers that they are in int8."""
+    return dict(layer.named_parameters()) | dict(layer.named_buffers())
+
+
+def _to_int8(model: PreTrainedModel, files: list[str]) -> None:
+    """Turn those layers into int8 of which the files have bytes, so that the bytes find their place."""
+    stored: set[str] = set()
+    for file in files:
+        if file.endswith(".safetensors"):
+            with safe_open(file, "pt") as opened:
+                stored |= {key.removesuffix(".in_rows") for key in opened.keys() if key.endswith(".in_rows")}  # noqa: SIM118
+    for name, layer in _layers(model):
+        if isinstance(layer, TreeLayer) and any(n == name or n.endswith("." + name) for n in stored):
+            layer.quantize()
+
+
 def _check_size(model: PreTrainedModel, layer: str, files: list[str]) -> None:
     """Refuse a layer larger than the files: Transformers would allocate what they lack."""
     stored = sum(os.path.getsize(file) for file in files)
-    needed = sum(p.numel() for _, module in _layers(model) for p in module.parameters())
+    needed = sum(t.numel() for _, module in _layers(model) for t in _stored(module).values())
     if files and needed > stored:
         raise ValueError(f"layer {layer!r} has {needed} parameters, more than the {stored} bytes of weights can hold")
 
 
 def _check_shapes(name: str, layer: FeedForwardLayer, expected: dict[str, torch.Size]) -> None:
     """Refuse weights of another layer: Transformers 5.17 took any shape from the files of a quantised model."""
-    for key, p in layer.named_parameters():
+    for key, p in _stored(layer).items():
         if p.shape != expected[key]:
             found, wanted = tuple(p.shape), tuple(expected[key])
             raise ValueError(f"the files must have '{name}.{key}' in the shape {wanted} of config.json, got {found}")
@@ -73,7 +95,7 @@ def _check_shapes(name: str, layer: FeedForwardLayer, expected: dict[str, torch.
 
 def _complete(name: str, layer: FeedForwardLayer, new: bool) -> None:
     """Bring a layer whose weights were loaded, as far as the files had them, into its final state."""
-    parameters = dict(layer.named_parameters())
+    parameters = _stored(layer)
     if any(p.is_meta for p in parameters.values()):
         raise ValueError(f"{name!r} was offloaded, which fastff's layers cannot be: choose another device_map")
     missing = {key for key, p in parameters.items() if not getattr(p, "_is_hf_initialized", False)}

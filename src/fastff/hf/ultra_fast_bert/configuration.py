@@ -19,6 +19,7 @@ class UltraFastBertConfig(PreTrainedConfig):
         feedforward: the layer by name, see `fastff.nn.parse_layer`: "ultra:depth=11,trees=1" (UltraFastBERT 1x11),
             "tree:depth=4,leaf_width=8", "dense:width=3072" (crammed BERT), "moe:...", "fff:..."; None leaves the
             feedforward layers out.
+        int8: whether the trees of `feedforward` are in int8; `save_pretrained` notes it after `fastff.quantize`.
         hidden_act: activation of `feedforward` where that names none, a key of `fastff.ops.ACTIVATIONS`.
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, pad_token_id: as of any BERT.
         initializer_range: standard deviation of the initial weights.
@@ -42,6 +43,7 @@ class UltraFastBertConfig(PreTrainedConfig):
     num_hidden_layers: int = 16
     num_attention_heads: int = 12
     feedforward: str | None = "ultra:depth=11"
+    int8: bool = False
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1

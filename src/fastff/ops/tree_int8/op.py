@@ -16,6 +16,8 @@ torch.library.define(
     "fastff::tree_int8",
     "(Tensor x, Tensor[] weights, int[] shape, int activation) -> (Tensor y, Tensor logits, Tensor leaf)",
 )
+# A copy of rows, uint8, in memory that is quick to reach here and there; there are kernels for CPUs alone.
+torch.library.define("fastff::in_large_pages", "(Tensor bytes) -> Tensor")
 
 
 @torch.library.register_fake("fastff::tree_int8")

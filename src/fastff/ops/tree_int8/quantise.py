@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastff.ops.backend import extension
 from fastff.ops.checks import tree_depth
 from fastff.ops.tree.reference import Leaves
 from fastff.ops.tree_int8.reference import COLUMN_BLOCK, ZERO_POINT, Int8Shape, Int8Tree, padded
@@ -17,6 +18,12 @@ def quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     largest = rows.abs().amax(-1) if rows.shape[-1] else rows.new_zeros(len(rows))
     bytes_ = (rows * (127 / largest.clamp_min(1e-30)).unsqueeze(-1)).round() + ZERO_POINT
     return F.pad(bytes_, (0, padded(rows.shape[1]) - rows.shape[1]), value=ZERO_POINT).to(torch.uint8), largest / 127
+
+
+def _placed(rows: Tensor) -> Tensor:
+    """Where kernels reach them quickly."""
+    quick = rows.is_cpu and not rows.is_meta and extension is not None
+    return torch.ops.fastff.in_large_pages(rows) if quick else rows.contiguous()
 
 
 def quantise_tree(
@@ -73,8 +80,9 @@ def quantise_tree(
     fours = F.pad(blocks[:, own:], (0, 0, 0, -neurons % 4), value=ZERO_POINT).unflatten(1, (-1, 4)).transpose(2, 3)
     rank = 0 if projection is None else R
     shape = Int8Shape(K, depth, sides, width, leaf_sides, biased, out_features, rank, neurons)
-    tree = Int8Tree(in_rows, in_scale, torch.cat(biases).detach().float(), blocks[:, :own].contiguous(), out_scale)
+    bias = torch.cat(biases).detach().float()
+    tree = Int8Tree(_placed(in_rows), in_scale, bias, _placed(blocks[:, :own]), out_scale)
     if dense:
-        bias = out_scale.new_empty(0) if master is None else master.b1.detach().float()
-        tree = Int8Tree(*tree[:5], *quantise_rows(torch.cat(dense)), bias, fours.contiguous())
+        dense_bias = out_scale.new_empty(0) if master is None else master.b1.detach().float()
+        tree = Int8Tree(*tree[:5], *quantise_rows(torch.cat(dense)), dense_bias, fours.contiguous())
     return tree, shape
