@@ -12,12 +12,16 @@ from typing import Any
 
 from fastff.files import write_json
 from fastff.hf.pretrain import PretrainConfig, pretrain
+from fastff.hf.pretrain.precisions import losses_by_precision
 
 TREES = ((8, 6), (5, 10), (8, 9), (8, 11), (8, 13), (24, 7))  # how many, of which depth
+CHEAP = "rank=64,contributing=false,leaf_bias=false"  # few rows a token
 LAYERS = [
     *(f"tree:depth={depth},leaf_width=1,trees={trees}" for trees, depth in TREES),
     *(f"tree:depth=0,leaf_width={width}" for width in (56, 192)),  # two-sided neurons, no tree
-    *(f"dense:width={width},activation=gelu" for width in (6120, 1016, 256, 56, 1)),  # 1: as good as none
+    *(f"tree:depth={depth},leaf_width=1,trees=16,{CHEAP},master_width=64" for depth in (9, 11)),
+    f"tree:depth=9,leaf_width=1,trees=32,{CHEAP},master_width=128",
+    *(f"dense:width={width},activation=gelu" for width in (6120, 1016, 512, 256, 128, 56, 1)),  # 1: as good as none
     "ultra:depth=6,trees=8",
     "moe:experts=24,expert_width=16,activation=gelu",
     "moe:experts=24,expert_width=16,activation=gelu,noise=false",
@@ -43,6 +47,7 @@ def main() -> None:
         config = PretrainConfig(data=given.data, tokens=given.tokens, lr=given.lr, grow=given.grow, **own, **SETTINGS)
         folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_seed{seed}"
         result = pretrain(config, folder, resume=True)
+        result["precisions"] = losses_by_precision(config, folder)
         metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         shown = ("tokens", "seconds", "validation_loss")
         curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]

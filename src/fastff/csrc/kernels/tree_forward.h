@@ -41,6 +41,9 @@ class TreeForwardPass {
  public:
   TreeForwardPass(const TreeForward& a, int64_t tree) : a_(a), tree_(tree), weights_(a, tree) {}
 
+  // Leaves and hidden neurons of all tokens, of trees of which nothing else puts out: `put_out_leaves` does that of all.
+  void find_leaves(const Pool& pool) { run(0, a_.T, (T*)nullptr, false, pool); }
+
   // Tokens [first, first + n); y, of which the first row is the first token's, gains the tree's output.
   template <class Y>
   void run(int64_t first, int64_t n, Y* y, bool accumulate, const Pool& pool) {
@@ -72,7 +75,7 @@ class TreeForwardPass {
         if (task + 1 < tasks)
           for (int64_t i = start[task + 1]; i < start[task + 2]; i++)
             ahead.add((const T*)a_.x + (first + order[i]) * a_.I, a_.I * sizeof(T));
-        if (end == a_.D)
+        if (end == a_.D && y)
           for (int i = 0; i < b.n; i++) ahead.add(row_of(y, token(b, i) - first, a_.O), a_.O * sizeof(Y));
         descend(b, weights_, a_.I, a_.D, level, end, Asking<T>{ahead, weights_, a_, level, end});
         if (end == a_.D) return put_out(b, first, y, accumulate);
@@ -111,6 +114,7 @@ class TreeForwardPass {
       if (a_.hidden)
         for (int i = 0; i < b.n; i++)
           copy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W);
+      if (!y) return;
       amplitudes(a_.activation, a_.leaf_S, hidden, b.n * W, active, nullptr);
       if (a_.mask)
         for (int i = 0; i < b.n; i++)
@@ -167,10 +171,66 @@ inline double shared_bytes(const Tree& a, int64_t n) {
   return rows * sizeof(T);
 }
 
+// What the leaves of all trees put out, one token after the other: its sums stay in registers.
+template <class T>
+inline void put_out_leaves(const TreeForward& a, int64_t begin, int64_t end) {
+  int64_t K = a.K, W = a.W, O = a.O, neurons = K * W;
+  Scratch<Weights<T>> trees(K);
+  for (int64_t k = 0; k < K; k++) new (&trees[k]) Weights<T>(a, k);
+  Scratch<float> active((end - begin) * neurons);
+  Scratch<const T*> ahead(neurons);
+  for (int64_t t = begin; t < end; t++) {
+    float* own = active + (t - begin) * neurons;
+    amplitudes(a.activation, a.leaf_S, a.hidden + t * neurons, neurons, own, nullptr);
+    for (int64_t i = 0; a.mask && i < neurons; i++) own[i] *= to_float(((const T*)a.mask)[t * neurons + i]);
+  }
+  const float one = 1.0f;
+  for_columns(0, O, [&](auto columns, int64_t c) {
+    for (int64_t t = begin; t < end; t++) {
+      const int64_t* leaf = a.leaf + t * K;
+      const float *z = a.hidden + t * neurons, *factor = active + (t - begin) * neurons;
+      if (t + 1 < end)
+        for (int64_t i = 0; i < neurons; i++) {
+          int64_t neuron = leaf[K + i / W] * W + i % W;
+          int64_t row = a.leaf_S == 2 ? 2 * neuron + (z[neurons + i] >= 0.0f) : neuron;
+          prefetch_row(trees[i / W].w2.weight + row * O + c, columns.kColumns * sizeof(T));
+        }
+      columns.zero();
+      for (int64_t k = 0; k < K; k++) {
+        add_rows(columns, trees[k].w2, leaf[k], c, factor + k * W, z + k * W);
+        add_rows(columns, trees[k].b2, leaf[k], c, &one);
+      }
+      columns.write((T*)a.y + t * O + c);
+    }
+  });
+}
+
+// Several trees of which only leaves put out: all their paths first, so that sums need not be kept from tree to tree.
+template <class T>
+inline void forest_forward(const TreeForward& a, const Pool& pool) {
+  int64_t many = least(a.T, many_tokens(a.D));
+  Scratch<float> hidden(a.hidden ? 0 : many * a.K * a.W);
+  for (int64_t first = 0; first < a.T; first += many) {
+    TreeForward part = a;
+    part.T = least(many, a.T - first);
+    part.x = (const T*)a.x + first * a.I;
+    part.y = (T*)a.y + first * a.O;
+    part.logits = a.logits + first * a.K * a.D;
+    part.leaf = a.leaf + first * a.K;
+    part.hidden = a.hidden ? a.hidden + first * a.K * a.W : hidden;
+    if (a.mask) part.mask = (const T*)a.mask + first * a.K * a.W;
+    for (int64_t k = 0; k < a.K; k++) TreeForwardPass<T>(part, k).find_leaves(pool);
+    for_each(pool, divide_up(part.T, kBlock), [&](int64_t i) {
+      put_out_leaves<T>(part, i * kBlock, least((i + 1) * kBlock, part.T));
+    });
+  }
+}
+
 template <class T>
 void tree_forward(const TreeForward& a, const Pool& pool) {
   T* y = (T*)a.y;
   if (a.K == 1) return TreeForwardPass<T>(a, 0).run(0, a.T, y, false, pool);
+  if (!a.S) return forest_forward<T>(a, pool);
   int64_t many = least(a.T, many_tokens(a.D));
   // A token's own bytes cost less than rows, as they come in order.
   double passing = 0.7 * double(a.I * sizeof(T) + a.O * sizeof(float));
