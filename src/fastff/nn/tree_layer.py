@@ -76,11 +76,12 @@ class TreeLayer(RoutedLayer):
         self._check_input(x, None, autocasts=False)
         if autocasts_input(x):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        tokens = x.reshape(-1, self.in_features)
-        tree = Int8Tree(**{name: self._buffers.get(name) for name in Int8Tree._fields})  # type: ignore[arg-type]
+        tokens = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        tree = Int8Tree(*self._buffers.values())  # type: ignore[arg-type]  # registered in this order, and no others
         y, path = tree_int8(tokens, tree, self.int8, activation=self.activation)
         self._remember(*path)
-        return self.beside(tokens, y).view(*x.shape[:-1], self.out_features)
+        y = self.beside(tokens, y)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def beside(self, x: Tensor, y: Tensor) -> Tensor:
         """y with what the layer adds to its trees, x and y (T, ...): nothing, but where a subclass has more."""
