@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastff.nn import FFF
+from fastff.nn import FFF, quantize
 from fastff.nn.usage import LayerUse
 from fastff.train import build_model, evaluate, load_data
 from fastff.train import evaluation as module
@@ -38,6 +38,13 @@ def test_the_figures_do_not_depend_on_the_batch(data, monkeypatch, layer):
         torch.testing.assert_close(
             use.node_entropy, parts.layers[name].node_entropy, rtol=1e-5, atol=1e-6, equal_nan=True
         )
+
+
+def test_a_model_in_int8_is_evaluated_too(data):
+    model = model_of("tree:depth=2,leaf_width=3,trees=2").eval()
+    logits = quantize(model)(data.normalise(data.test.inputs))
+    found = evaluate(model, data, data.test)
+    assert found.loss == pytest.approx(F.cross_entropy(logits, data.test.labels).item(), rel=1e-5)
 
 
 def test_soft_and_hard_differ_and_the_layer_is_left_as_it_was(data):

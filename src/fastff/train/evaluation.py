@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def evaluate(model: nn.Module, data: Data, split: Split, *, soft: bool = False, 
     """
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device  # in int8 layers have buffers alone
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     totals = torch.zeros(3, dtype=torch.float64)  # correct, loss, seconds
     layers: dict[str, LayerUse] = {}
@@ -97,7 +98,7 @@ def mean_inputs(model: nn.Module, layer: RoutedLayer, data: Data, split: Split) 
     """
     sums: Tensor | None = None
     counts: Tensor | None = None
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device  # in int8 layers have buffers alone
     model.eval()
     with torch.no_grad():
         for start in range(0, len(split), BATCH):
