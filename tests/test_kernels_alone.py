@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-X86 = {"baseline": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+VNNI = [*AVX512, "-mavx512vnni"]
+X86 = {
+    "baseline": [],
+    "avx2": AVX2,
+    "avx2vnni": [*AVX2, "-mavxvnni"],
+    "avx512": AVX512,
+    "avx512vnni": VNNI,
+    "avx512bf16": [*VNNI, "-mavx512bf16"],
+}
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 PROCESSOR = Path("/proc/cpuinfo")

@@ -10,6 +10,7 @@
 #include "rows.h"
 #include "tree_backward.h"
 #include "tree_forward.h"
+#include "tree_int8.h"
 
 using namespace fastff;
 using namespace FASTFF_ISA;
@@ -173,6 +174,116 @@ static void check_all(double tolerance) {
   check_tree<T>(70, 2, 33, 40, 2, 5, 1, tolerance);
 }
 
+// Whole numbers in [-127, 127] and their scale, in the precision of the definition.
+static double to_bytes(const std::vector<float>& x, std::vector<int>& q) {
+  float largest = 0;
+  for (float v : x) largest = fmaxf(largest, fabsf(v));
+  float factor = 127.0f / fmaxf(largest, 1e-30f);
+  q.clear();
+  for (float v : x) q.push_back(int(nearbyintf(v * factor)));
+  return largest / 127.0f;
+}
+
+static int padded_to_line(int64_t n) { return int((n + 63) / 64 * 64); }
+
+// Trees in int8 of random bytes, with and without a projection and a master leaf.
+static void check_int8(int64_t T_, int64_t K, int64_t D, int64_t I, int64_t O, int64_t S, int64_t W, int64_t leaf_S,
+                       bool bias, int64_t R, int64_t master) {
+  int64_t N = (int64_t(1) << D) - 1, L = N + 1, features = R ? R : I, M = K * (N + L * W);
+  int64_t P = K * (N * S + L * (W * leaf_S + bias)), columns = padded_to_line(features), inputs = padded_to_line(I);
+  int64_t blocks = padded_to_line(O) / 64, fours = (master + 3) / 4, dense = (R ? columns : 0) + 4 * fours;
+  auto bytes = [](int64_t n, int64_t used, int64_t all) {  // rows of `all`, of which the columns after `used` are 0
+    std::vector<uint8_t> v(n * all, 128);
+    for (int64_t i = 0; i < n * all; i++)
+      if (i % all < used) v[i] = uint8_t(1 + generator() % 255);
+    return v;
+  };
+  auto floats = [](int64_t n, double scale, double mean) {
+    std::vector<float> v;
+    for (double d : normal(n, scale)) v.push_back(float(d + mean));
+    return v;
+  };
+  std::vector<float> x = floats(T_ * I, 1, 0), in_scale = floats(M, 1e-4, 1e-3), in_bias = floats(M, 0.1, 0);
+  std::vector<float> out_scale = floats(P + master, 1e-3, 1e-2), dense_scale = floats(dense, 1e-4, 1e-3);
+  std::vector<float> dense_bias = floats(master, 0.1, 0);
+  std::vector<uint8_t> in_rows = bytes(M, features, columns), out_rows = bytes(blocks * P, 64, 64);
+  std::vector<uint8_t> dense_rows = bytes(dense, I, inputs), master_rows = bytes(blocks * fours, 256, 256);
+
+  std::vector<float> y(T_ * O, NAN), logits(D * T_ * K);
+  std::vector<int64_t> leaf(T_ * K);
+  TreeInt8 a{};
+  a.T = T_, a.K = K, a.D = D, a.I = I, a.O = O, a.S = S, a.W = W, a.leaf_S = leaf_S, a.R = features, a.leaf_bias = bias;
+  a.activation = Activation::relu, a.x = x.data(), a.in_rows = in_rows.data(), a.in_scale = in_scale.data();
+  a.in_bias = in_bias.data(), a.out_rows = out_rows.data(), a.out_count = P, a.out_scale = out_scale.data();
+  a.projects = R > 0, a.master = master, a.dense_rows = dense ? dense_rows.data() : nullptr;
+  a.dense_scale = dense_scale.data(), a.dense_bias = dense_bias.data(), a.master_rows = master_rows.data();
+  a.y = y.data(), a.logits = logits.data(), a.leaf = leaf.data();
+  tree_int8<float>(a, Pool{1, nullptr});
+
+  for (int64_t t = 0; t < T_; t++) {
+    std::vector<int> q, factor;
+    double scale = to_bytes({x.begin() + t * I, x.begin() + (t + 1) * I}, q);
+    auto product = [&](const uint8_t* row) {
+      int64_t sum = 0;
+      for (size_t i = 0; i < q.size(); i++) sum += (int(row[i]) - 128) * q[i];
+      return double(sum);
+    };
+    std::vector<float> values;
+    std::vector<const uint8_t*> rows;
+    std::vector<int64_t> strides;  // from a column to the next; of a block to the next all rows
+    std::vector<int64_t> per_block;
+    auto term = [&](double value, int64_t row) {
+      values.push_back(float(value) * out_scale[row]);
+      bool shared = row >= P;
+      int64_t m = row - P;
+      rows.push_back(shared ? &master_rows[m / 4 * 256 + m % 4] : &out_rows[row * 64]);
+      strides.push_back(shared ? 4 : 1);
+      per_block.push_back(shared ? fours * 256 : P * 64);
+    };
+    for (int64_t h = 0; h < master; h++) {
+      int64_t r = (R ? columns : 0) + h;
+      term(fmax(0, product(&dense_rows[r * inputs]) * (scale * dense_scale[r]) + dense_bias[h]), P + h);
+    }
+    if (R) {
+      std::vector<float> z;
+      double mean = 0, variance = 0;
+      for (int64_t r = 0; r < R; r++) z.push_back(float(product(&dense_rows[r * inputs]) * (scale * dense_scale[r])));
+      for (float v : z) mean += v / R;
+      for (float v : z) variance += (v - mean) * (v - mean) / R;
+      for (float& v : z) v = float((v - mean) / sqrt(variance + 1e-5));
+      scale = to_bytes(z, q);
+    }
+    auto value = [](double z, int64_t sides) { return sides == 2 ? fabs(z) : fmax(0, z); };
+    for (int64_t k = 0; k < K; k++) {
+      auto logit = [&](int64_t row) { return product(&in_rows[row * columns]) * (scale * in_scale[row]) + in_bias[row]; };
+      int64_t n = 0;
+      for (int64_t level = 0; level < D; level++) {
+        double z = logits[(level * T_ + t) * K + k], expected = logit(k * N + n);  // the kernel's own way is followed
+        if (fabs(z - expected) > (R ? 0.05 : 1e-4)) failures++, printf("int8 logit %g, expected %g\n", z, expected);
+        if (S) term(value(z, S), (k * N + n) * S + (S == 2 && z >= 0));
+        n = 2 * n + 1 + (z >= 0);
+      }
+      if (leaf[t * K + k] != n - N) failures++, printf("int8 leaf differs\n");
+      for (int64_t w = 0; w < W; w++) {
+        int64_t neuron = (k * L + n - N) * W + w;
+        double z = logit(K * N + neuron);
+        term(value(z, leaf_S), K * N * S + neuron * leaf_S + (leaf_S == 2 && z >= 0));
+      }
+      if (bias) term(1, K * (N * S + L * W * leaf_S) + k * L + n - N);
+    }
+    double factor_scale = to_bytes(values, factor), worst = 0, largest = 0;
+    for (int64_t o = 0; o < O; o++) {
+      double sum = 0;
+      for (size_t i = 0; i < rows.size(); i++)
+        sum += factor[i] * (int(rows[i][o / 64 * per_block[i] + o % 64 * strides[i]]) - 128);
+      worst = fmax(worst, fabs(y[t * O + o] - sum * factor_scale));
+      largest = fmax(largest, fabs(sum * factor_scale));
+    }
+    // A factor may be rounded to the byte beside, and behind a projection a byte of a token.
+    if (!(worst <= (R ? 0.2 : 0.05) * largest)) failures++, printf("int8 y differs: %g of %g\n", worst, largest);
+  }
+}
+
 // AdamW with gradients in few rows, then in some and zeros for the others, against a step of every row every time.
 static void check_rows(int64_t R, int64_t E, int steps) {
   double lr = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-3, decay = 0.1;
@@ -209,6 +320,10 @@ int main() {
   check_all<float>(2e-6);
   check_all<BFloat16>(2e-2);
   check_all<Float16>(2e-3);
+  check_int8(40, 3, 4, 37, 50, 2, 3, 2, true, 0, 0);
+  check_int8(70, 1, 6, 64, 130, 1, 0, 0, false, 0, 0);
+  check_int8(9, 20, 3, 100, 64, 0, 1, 2, false, 16, 5);
+  check_int8(3, 2, 0, 5, 1, 0, 2, 1, true, 0, 64);
   check_rows(40, 37, 60);
   printf("%d failures\n", failures);
   return failures;

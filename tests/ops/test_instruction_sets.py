@@ -11,7 +11,7 @@ from fastff.ops import instruction_set
 
 pytestmark = pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels")
 
-SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # each has what those before it have
+SETS = ("baseline", "avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16")  # from the least on
 BEST = instruction_set()
 
 
@@ -23,16 +23,17 @@ def run(cap: str, *command: str) -> subprocess.CompletedProcess[str]:
 def check(cap: str, *options: str) -> None:
     if BEST not in SETS or SETS.index(cap) > SETS.index(BEST):
         pytest.skip(f"the best instruction set that runs here is {BEST}")
-    files = [str(Path(__file__).with_name(name)) for name in ("test_kernels.py", "test_kernels_bits.py")]
+    names = ("test_kernels.py", "test_kernels_bits.py", "test_tree_int8.py")
+    files = [str(Path(__file__).with_name(name)) for name in names]
     result = run(cap, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *options, *files)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
 
 
-@pytest.mark.parametrize("cap", SETS[:2])
+@pytest.mark.parametrize("cap", SETS[:3])
 def test_outputs_and_gradients_equal_the_reference(cap):
     """In every dtype, of odd sizes; the best set is the one that all other tests run."""
-    check(cap, "-k", "compact and 63")
+    check(cap, "-k", "(compact and 63) or tree_int8")
 
 
 @pytest.mark.slow

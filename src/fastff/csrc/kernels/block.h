@@ -71,7 +71,7 @@ struct Weights {
     out = a.S ? p(a.node_out) + tree * nodes * a.S * a.O : nullptr;
     w1 = Rows<T>{p(a.w1), p(a.b1), p(a.base_w1), p(a.base_b1), a.W, a.I}.of_tree(tree, leaves);
     w2 = Rows<T>{p(a.w2), nullptr, p(a.base_w2), nullptr, a.W, a.O, a.leaf_S == 2}.of_tree(tree, leaves);
-    b2 = Rows<T>{p(a.b2), nullptr, p(a.base_b2), nullptr, a.b2 != nullptr, a.O}.of_tree(tree, leaves);
+    b2 = Rows<T>{p(a.b2), nullptr, p(a.base_b2), nullptr, a.W > 0 && a.b2, a.O}.of_tree(tree, leaves);
   }
 };
 
