@@ -60,6 +60,7 @@ def test_dtypes_are_those_of_the_input(layer):
     scale = layer.in_scale.clone()
     assert torch.equal(layer.to(torch.bfloat16).in_scale, scale)
     assert torch.equal(layer.half()(x.half()), layer.float()(x.half()))
+    assert layer.to("meta").to_empty(device="cpu").in_rows.shape == layer.in_rows.shape
 
 
 @torch.no_grad()

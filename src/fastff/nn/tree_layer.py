@@ -92,7 +92,9 @@ class TreeLayer(RoutedLayer):
         scales = {name: t for name, t in self._buffers.items() if t is not None and t.is_floating_point()}
         super()._apply(fn, recurse)
         for name, scale in scales.items():
-            self._buffers[name] = scale.to(self._buffers[name].device)  # type: ignore[union-attr]
+            new = self._buffers[name]
+            if new is not None and new.dtype != scale.dtype:
+                self._buffers[name] = scale.to(new.device)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
