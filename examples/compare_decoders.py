@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastff.files import write_json
-from fastff.hf.pretrain import PretrainConfig, pretrain
-from fastff.hf.pretrain.precisions import losses_by_precision
+from fastff.hf.pretrain import PretrainConfig, losses_by_precision, pretrain
 
 TREES = ((8, 6), (5, 10), (8, 9), (8, 11), (8, 13), (24, 7))  # how many, of which depth
 CHEAP = "rank=64,contributing=false,leaf_bias=false"  # few rows a token
@@ -23,8 +22,7 @@ LAYERS = [
     f"tree:depth=9,leaf_width=1,trees=32,{CHEAP},master_width=128",
     *(f"dense:width={width},activation=gelu" for width in (6120, 1016, 512, 256, 128, 56, 1)),  # 1: as good as none
     "ultra:depth=6,trees=8",
-    "moe:experts=24,expert_width=16,activation=gelu",
-    "moe:experts=24,expert_width=16,activation=gelu,noise=false",
+    *(f"moe:experts=24,expert_width=16,activation=gelu{more}" for more in ("", ",noise=false")),
 ]
 MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "vocab_size": 2048, "clip": 1.0}
 STEPS: dict[str, Any] = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "weight_decay": 0.1}
@@ -46,8 +44,7 @@ def main() -> None:
         own = {"seed": seed, "feedforward": layer, "balance": 0.0 if layer.startswith("ultra") else 0.01}
         config = PretrainConfig(data=given.data, tokens=given.tokens, lr=given.lr, grow=given.grow, **own, **SETTINGS)
         folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_seed{seed}"
-        result = pretrain(config, folder, resume=True)
-        result["precisions"] = losses_by_precision(config, folder)
+        result = pretrain(config, folder, resume=True) | {"precisions": losses_by_precision(config, folder)}
         metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         shown = ("tokens", "seconds", "validation_loss")
         curve = [{name: row[name] for name in shown} for row in metrics if "validation_loss" in row]

@@ -246,11 +246,11 @@ tree_backward(
       gradient_of(4, a.grad_w1, a.W > 0, &touched.leaves, leaves, {a.W, a.I}),
       gradient_of(5, a.grad_b1, a.W > 0, &touched.leaves, leaves, {a.W}),
       gradient_of(6, a.grad_w2, a.W > 0, &touched.leaves, leaves, w2_shape),
-      gradient_of(7, a.grad_b2, a.b2, &touched.leaves, leaves, {a.O}),
+      gradient_of(7, a.grad_b2, b2.has_value(), &touched.leaves, leaves, {a.O}),
       gradient_of(8, a.grad_base_w1, a.base_w1, nullptr, {a.K, 1}, {a.W, a.I}),
       gradient_of(9, a.grad_base_b1, a.base_w1, nullptr, {a.K, 1}, {a.W}),
       gradient_of(10, a.grad_base_w2, a.base_w1, nullptr, {a.K, 1}, w2_shape),
-      gradient_of(11, a.grad_base_b2, a.base_b2, nullptr, {a.K, 1}, {a.O}),
+      gradient_of(11, a.grad_base_b2, base_b2.has_value(), nullptr, {a.K, 1}, {a.O}),
       touched.nodes,
       touched.leaves,
   };

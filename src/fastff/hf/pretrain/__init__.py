@@ -1,7 +1,8 @@
 """Pretraining of masked and causal language models with the layers of `fastff`, on Hugging Face's Trainer."""
 
 from fastff.hf.pretrain.config import PretrainConfig
+from fastff.hf.pretrain.precisions import losses_by_precision
 from fastff.hf.pretrain.run import pretrain
 from fastff.interrupts import Interrupted
 
-__all__ = ["Interrupted", "PretrainConfig", "pretrain"]
+__all__ = ["Interrupted", "PretrainConfig", "losses_by_precision", "pretrain"]
