@@ -71,8 +71,9 @@ def read_losses(path: str | Path | None) -> list[KnownLayer]:
 def _known(layer: str, runs: Sequence[Row]) -> KnownLayer:
     changes: dict[str, list[float]] = defaultdict(list)
     for run in runs:
-        for precision, loss in run.get("precisions", {}).items():
-            changes[precision].append(loss - run["validation_loss"])
+        found = run.get("precisions", {})
+        for precision, loss in found.items():
+            changes[precision].append(loss - found.get("float32", run["validation_loss"]))
     kept = tuple(sorted(p for p, change in changes.items() if mean(change) <= TOLERANCE))
     return KnownLayer(layer, mean(run["validation_loss"] for run in runs), len(runs), kept)
 
