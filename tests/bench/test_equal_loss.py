@@ -47,7 +47,7 @@ def test_losses_are_means_over_seeds_of_the_usual_growth(tmp_path):
     assert tree.width is None
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"runs": [{"layer": 3}]}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"runs": []}', '{"runs": [{"layer": 3}]}'])
 def test_another_file_is_refused(tmp_path, text):
     path = tmp_path / "losses.json"
     path.write_text(text)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import fastff
 from fastff.hf import UltraFastBertConfig, UltraFastBertForMaskedLM, replace_feedforward
@@ -84,3 +84,15 @@ def test_the_loss_of_a_run_in_each_precision(tmp_path):
     assert found["float32"] == pytest.approx(result["validation_loss"], abs=1e-5)
     assert found["int8"] == pytest.approx(found["float32"], abs=0.02)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["feedforward"] == CHEAP
+
+
+@torch.no_grad()
+def test_the_model_inside_reads_the_files_of_the_whole_one_and_the_reverse(tmp_path):
+    model = fastff.quantize(llama())
+    model.save_pretrained(tmp_path / "whole")
+    inside = AutoModel.from_pretrained(tmp_path / "whole")
+    states = model.model(IDS).last_hidden_state
+    assert torch.equal(inside(IDS).last_hidden_state, states)
+    inside.save_pretrained(tmp_path / "inside")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "inside")  # with a head of its own
+    assert torch.equal(again.model(IDS).last_hidden_state, states)

@@ -30,7 +30,7 @@ class KnownLayer:
         text: as of `fastff.nn.parse_layer`.
         loss: mean over seeds.
         seeds: their number.
-        precisions: those besides float32 whose loss was measured and stays within the tolerance.
+        precisions: those whose loss was measured and stays within the tolerance; float32 counts anyhow.
     """
 
     text: str
@@ -63,7 +63,7 @@ def read_losses(path: str | Path | None) -> list[KnownLayer]:
             if run["grow"] == usual:
                 by_layer[run["layer"]].append(run)
         found = [_known(layer, of_layer) for layer, of_layer in by_layer.items()]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"losses must be a file of examples/compare_decoders.py, got {str(path)!r}: {error}") from None
     return sorted(found, key=lambda layer: layer.loss)
 

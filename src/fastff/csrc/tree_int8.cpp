@@ -9,15 +9,16 @@ constexpr int64_t kLine = 64;
 static int64_t whole_lines(int64_t n) { return (n + kLine - 1) / kLine * kLine; }
 
 // `weights` are in_rows, in_scale, in_bias, out_rows, out_scale and, if there is a projection or a master leaf, the dense
-// rows, their scale and bias, and the output rows of the master leaf; `shape` is trees, depth, sides, leaf_width, leaf_sides, leaf_bias, out_features, rank (0:
-// no projection), master.
+// rows, their scale and bias, and the output rows of the master leaf; `shape` is trees, depth, sides, leaf_width,
+// leaf_sides, leaf_bias, out_features, rank (0: no projection), master.
 static std::tuple<Tensor, Tensor, Tensor> tree_int8(Tensor x, std::vector<Tensor> weights, std::vector<int64_t> shape,
                                                     int64_t activation) {
   STD_TORCH_CHECK(x.is_cpu(), "x must be on the CPU");
   STD_TORCH_CHECK(x.dim() == 2, "x must have 2 dimensions (T, I), got ", x.dim());
   STD_TORCH_CHECK(shape.size() == 9, "shape must be 9 numbers, got ", shape.size());
   constexpr int64_t kMany = int64_t(1) << 31;
-  const char* names[] = {"trees", "depth", "sides", "leaf_width", "leaf_sides", "leaf_bias", "out_features", "rank", "master"};
+  const char* names[] = {"trees",     "depth",        "sides", "leaf_width", "leaf_sides",
+                         "leaf_bias", "out_features", "rank",  "master"};
   const int64_t least[] = {1, 0, 0, 0, 0, 0, 1, 0, 0}, end[] = {kMany, 31, 3, kMany, 3, 2, kMany, kMany, kMany};
   for (int i = 0; i < 9; i++)
     STD_TORCH_CHECK(least[i] <= shape[i] && shape[i] < end[i], names[i], " must be from ", least[i], " to ", end[i] - 1,

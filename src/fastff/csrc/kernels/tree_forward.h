@@ -178,7 +178,6 @@ inline void put_out_leaves(const TreeForward& a, int64_t begin, int64_t end) {
   Scratch<Weights<T>> trees(K);
   for (int64_t k = 0; k < K; k++) new (&trees[k]) Weights<T>(a, k);
   Scratch<float> active((end - begin) * neurons);
-  Scratch<const T*> ahead(neurons);
   for (int64_t t = begin; t < end; t++) {
     float* own = active + (t - begin) * neurons;
     amplitudes(a.activation, a.leaf_S, a.hidden + t * neurons, neurons, own, nullptr);

@@ -2,7 +2,7 @@
 // name are added up, a block of columns at a time, so that the rows' parts that many tokens need stay in the L2 cache.
 #pragma once
 
-#include "activation.h"
+#include "block.h"
 #include "int8.h"
 
 namespace FASTFF_ISA {
@@ -218,10 +218,7 @@ class TreeInt8Pass {
            const int32_t* neuron) const {
     int32_t* row = walk.row + slot * walk.stride + group.first;
     float *value = walk.value + slot * walk.stride + group.first, factor[kWalkers];
-    if (sides == 2)
-      for (int i = 0; i < kWalkers; i++) factor[i] = __builtin_fabsf(group.logit[i]);
-    else
-      activate(a_.activation, group.logit, kWalkers, factor, nullptr);
+    amplitudes(a_.activation, sides, group.logit, kWalkers, factor, nullptr);
     for (int i = 0; i < kWalkers; i++) row[i] = base + neuron[i] * sides + (sides == 2 && group.logit[i] >= 0.0f);
     for (int i = 0; i < kWalkers; i++) value[i] = factor[i] * a_.out_scale[row[i]];
   }

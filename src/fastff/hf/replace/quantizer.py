@@ -73,7 +73,10 @@ def _to_int8(model: PreTrainedModel, files: list[str]) -> None:
             with safe_open(file, "pt") as opened:
                 stored |= {key.removesuffix(".in_rows") for key in opened.keys() if key.endswith(".in_rows")}  # noqa: SIM118
     for name, layer in _layers(model):
-        if isinstance(layer, TreeLayer) and any(n == name or n.endswith("." + name) for n in stored):
+        # A file of a whole model may be read by the model inside, and the reverse.
+        if isinstance(layer, TreeLayer) and any(
+            f".{n}".endswith(f".{name}") or f".{name}".endswith(f".{n}") for n in stored
+        ):
             layer.quantize()
 
 
