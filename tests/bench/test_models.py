@@ -114,7 +114,8 @@ def test_encoder_and_masked_lm_are_the_same_model():
 
 
 def test_generation_is_greedy_and_of_the_length_asked_for():
-    (group,) = generate.groups(replace(TINY, tokens=(128,)))
+    group, in_int8 = generate.groups(replace(TINY, tokens=(128,)))
+    assert [group.kind, in_int8.kind] == ["generation, float32", "generation, int8"]
     assert [c.label for c in group.candidates] == [
         *("no feedforward (bound)", "dense 128, gated", "UltraFFF 1x3", "Tree d3 l1", "Tree 8x d1 l1"),
     ]
@@ -135,6 +136,26 @@ def test_generation_is_greedy_and_of_the_length_asked_for():
     assert [type(m.model.model.layers[0].mlp).__name__ for m in made.values()] == [
         *("Zeros", "LlamaMLP", "UltraFFF", "TreeFeedForward", "TreeFeedForward"),
     ]
+    for label, module in built(in_int8).items():
+        assert module(prompt).shape == (2, generate.PROMPT + generate.NEW), label
+        assert not any(isinstance(part, torch.nn.Linear) for part in module.modules())
+        assert all(layer.int8 for layer in module.modules() if isinstance(layer, FeedForwardLayer))
+
+
+def test_generation_with_layers_of_ones_own():
+    group, in_int8 = generate.groups(replace(TINY, given=("dense:width=8", "tree:depth=2,leaf_width=1")))
+    for candidates in (group.candidates, in_int8.candidates):
+        assert [(c.label, c.base) for c in candidates] == [
+            *(("no feedforward (bound)", False), ("dense:width=8", True), ("tree:depth=2,leaf_width=1", False)),
+        ]
+        assert candidates[1].width == 8
+    made = [module.model.model.layers[0].mlp for module in (*built(group).values(), *built(in_int8).values())]
+    assert [type(layer).__name__ for layer in made] == [
+        *("Zeros", "FeedForward", "TreeFeedForward"),
+        *("Zeros", "Int8", "TreeFeedForward"),
+    ]
+    with pytest.raises(ValueError, match="layer must have no precision in generate.*'dense:width=8@int8'"):
+        generate.groups(replace(TINY, given=("dense:width=8@int8",)))
 
 
 @pytest.mark.parametrize("suite", ["models", "generate"])
@@ -142,10 +163,10 @@ def test_no_speed_of_a_wrong_layer(suite, broken, tmp_path):
     with pytest.raises(DisagreementError, match="UltraFFF 1x3: output differs from the definition"):
         run([suite], TINY, tmp_path)
     written = json.loads((tmp_path / f"{suite}.json").read_text())
-    passes = {row["pass"] for row in written["rows"]}
+    passes = {row["pass"] for row in written["rows"] if "int8" not in row["pass"]}  # where no layer was wrong
     assert passes == {row["pass"] for row in written["left_out"]}
     assert {row["candidate"] for row in written["left_out"]} == {"UltraFFF 1x3"}
-    assert "UltraFFF 1x3" not in {row["candidate"] for row in written["rows"]}
+    assert "UltraFFF 1x3" not in {row["candidate"] for row in written["rows"] if row["pass"] in passes}
 
 
 def test_the_whole_output_is_compared_too(broken, monkeypatch, tmp_path):
@@ -211,7 +232,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     out, err = capsys.readouterr()
     assert (exit_.value.code or 0, err) == (0, "")
     assert "of bound" in out
-    assert len(json.loads((tmp_path / "b" / "generate.json").read_text())["rows"]) == 5
+    assert len(json.loads((tmp_path / "b" / "generate.json").read_text())["rows"]) == 10
 
 
 def test_markdown(tmp_path):

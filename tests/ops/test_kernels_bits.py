@@ -132,3 +132,21 @@ def test_the_input_s_gradient_does_not_depend_on_the_rows_around_it(tree_argumen
         expected = grad_x(x)
         for rows in parts(len(x)):
             assert torch.equal(grad_x(x[rows]), expected[rows])
+
+
+def test_gradients_too_large_for_a_cache_have_the_same_bits():
+    T, K, L, R, O = 1100, 4, 1024, 16, 4096  # two rows a leaf: 134 MB, of half the columns 67 MB, of a quarter 34 MB
+    g = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=g) for shape in ((T, R), (K, L - 1, R), (K, L - 1)))
+    w1, b1, grad_y = (torch.randn(shape, generator=g) for shape in ((K, L, 1, R), (K, L, 1), (T, O)))
+
+    def grad_w2(columns: slice) -> Tensor:
+        part = grad_y[:, columns]
+        w2 = torch.zeros(K, L, 1, 2, part.shape[1], requires_grad=True)
+        tree_feedforward(x, weight, bias, leaves=Leaves(w1, b1, w2), gradient="none")[0].backward(part)
+        return w2.grad
+
+    whole = grad_w2(slice(None))
+    for first in range(0, O, O // 4):
+        columns = slice(first, first + O // 4)
+        assert torch.equal(whole[..., columns], grad_w2(columns))

@@ -31,7 +31,7 @@ def bench_command(
         list[str] | None,
         typer.Option(
             help="Such as tree:depth=4,leaf_width=8, or with a precision, dense:width=256@int8, @bfloat16, @float16; "
-            "several are compared with the first (suite given)."
+            "several are compared with the first (suite given), or stand in the models of generate."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the JSON files and plots.")] = Path("runs/bench"),
@@ -78,7 +78,9 @@ def bench_command(
         seed=seed,
         device=device,
     )
-    chosen = [*(suites or []), "given"] if layer else suites or ["quick"]
+    chosen = suites or ["given" if layer else "quick"]
+    if layer and not set(chosen) <= {"given", "generate"}:
+        chosen = [*chosen, "given"]
     try:
         with _progress() as on_progress:
             run(chosen, settings, out, on_progress, _show)

@@ -15,7 +15,7 @@ from fastff.nn import FeedForward, FeedForwardLayer, MoE, UltraFFF
 from fastff.ops import activate, use_backend
 
 CHUNK = 2048  # tokens whose rows are gathered at a time
-_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
 class OnReference(nn.Module):
@@ -112,12 +112,10 @@ class Int8(nn.Module):
 
     def __init__(self, layer: FeedForward) -> None:
         super().__init__()
-        with warnings.catch_warnings():  # deprecated in favour of a package that has no kernels of its own for this
-            warnings.simplefilter("ignore")
-            self.layers = _quantised(_as_linear(layer))
-            with torch.no_grad():
-                layer.w1.copy_(self.layers[0].weight().dequantize())
-                layer.w2.copy_(self.layers[2].weight().dequantize().T)
+        self.layers = linear_in_int8(_as_linear(layer))
+        with torch.no_grad():
+            layer.w1.copy_(self.layers[0].weight().dequantize())
+            layer.w2.copy_(self.layers[2].weight().dequantize().T)
         self.definition = layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,10 +131,13 @@ def _as_linear(layer: FeedForward) -> Any:
     return nn.Sequential(first, _ACTIVATIONS[layer.activation](), second)
 
 
-def _quantised(layers: nn.Module) -> Any:
+def linear_in_int8(module: nn.Module) -> Any:
+    """Its `nn.Linear` in PyTorch's dynamic int8, in place; UnavailableError if PyTorch has none."""
     try:
         from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
-        return quantize_dynamic(layers, {nn.Linear: per_channel_dynamic_qconfig})
+        with warnings.catch_warnings():  # deprecated in favour of a package that has no kernels of its own for this
+            warnings.simplefilter("ignore")
+            return quantize_dynamic(module, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise UnavailableError(f"this PyTorch has no dynamic int8: {next(iter(str(error).splitlines()), '')}") from None

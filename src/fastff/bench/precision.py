@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastff.bench.candidate import LayerCandidate, UnavailableError
-from fastff.bench.opponents import Int8
+from fastff.bench.opponents import Int8, linear_in_int8
 from fastff.bench.settings import Settings
 from fastff.nn import FeedForward, FeedForwardLayer, build_layer, parse_layer, quantize
 from fastff.nn.tree_layer import TreeLayer
@@ -71,3 +71,12 @@ def in_int8(layer: FeedForwardLayer) -> nn.Module:
     if isinstance(layer, FeedForward):
         return Int8(layer)
     raise UnavailableError(f"{type(layer).__name__} has no int8")
+
+
+def model_in_int8(model: nn.Module) -> nn.Module:
+    """All of a model, in place: feedforward layers as `in_int8` makes them, every other `nn.Linear` in dynamic int8."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FeedForwardLayer):
+            model.set_submodule(name, in_int8(module))
+    quantised: nn.Module = linear_in_int8(model)
+    return quantised

@@ -26,8 +26,8 @@ class Settings:
         max_width: largest training width of the suite `width`.
         max_blocks: most leaves or experts of the suite `blocks`.
         layers: of the models in the suites `models` and `generate`, which have numbers of their own.
-        given: the layers of the suite `given`, each as `fastff.nn.parse_layer` reads it, with @ and a precision behind
-            it if that is not float32.
+        given: the layers of the suites `given` and `generate`, each as `fastff.nn.parse_layer` reads it; of `given`
+            with @ and a precision behind it if that is not float32.
         losses: file of the suite `equal-loss`, as examples/compare_decoders.py writes it.
         seed: of inputs and weights.
         device: "cpu", or a GPU ("cuda", "xpu"), whose kernels are waited for.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastff.bench.candidate import Candidate, fill_zeros
 from fastff.bench.check_model import check_model
+from fastff.bench.precision import model_in_int8
 from fastff.bench.settings import Settings
 from fastff.nn import build_layer, merge_base
 
@@ -41,6 +42,7 @@ class ModelCandidate(Candidate):
     Attributes:
         make: makes what is timed.
         token_bytes: about what a token needs in a call.
+        precision: "int8" if that is what its products are in.
     """
 
     label: str
@@ -53,6 +55,7 @@ class ModelCandidate(Candidate):
     executed: int
     weight_bytes: int
     token_bytes: int
+    precision: str = ""
     optimizer: None = None
 
     def build(self, *, training: bool) -> nn.Module:
@@ -70,6 +73,7 @@ class Family:
         layers, vocabulary, activation, dtype: of every model.
         stack: makes the model whose weights all share.
         exchange: (copy of it, layer) -> the model with that layer.
+        int8: whether all products of a model are in int8.
     """
 
     def __init__(
@@ -82,9 +86,11 @@ class Family:
         dtype: torch.dtype,
         stack: Callable[[], Any],
         exchange: Callable[[Any, Layer], Any],
+        int8: bool = False,
     ) -> None:
         self.features, self.layers, self.vocabulary = hidden_size(s), layers, vocabulary
         self.activation, self.dtype, self.stack, self.exchange = activation, dtype, stack, exchange
+        self.int8 = int8
         self.made: dict[str | None, Any] = {}  # by label
         self.checked: set[str] = set()
 
@@ -106,6 +112,7 @@ class Family:
             executed=executed,
             weight_bytes=self.layers * weights * self.dtype.itemsize,
             token_bytes=8 * (self.vocabulary + executed),
+            precision="int8" if self.int8 else "",
         )
 
     def check(
@@ -120,7 +127,8 @@ class Family:
         key = None if layer is None else layer.label
         if key not in self.made:
             model = self.stack() if layer is None else self.exchange(sharing(self._model(None)), layer)
-            self.made[key] = ready(model, self.features, self.dtype)
+            made = ready(model, self.features, self.dtype)
+            self.made[key] = model_in_int8(made) if self.int8 and layer is not None else made
         return self.made[key]
 
 

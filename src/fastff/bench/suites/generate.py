@@ -1,6 +1,7 @@
 """Greedy generation with a small Llama, whose gated feedforward layers are replaced: new tokens, with a cache.
 
-The bound is the same model, its feedforward layers replaced by something that returns zeros.
+In float32, and with all products in int8: ours as `fastff.quantize` has them, others in PyTorch's dynamic int8. The
+bound is the same model, its feedforward layers replaced by something that returns zeros.
 """
 
 from functools import partial
@@ -24,24 +25,32 @@ BUDGET = 8.0  # seconds; a larger --budget keeps slow models in without taking l
 
 
 def groups(s: Settings) -> list[Group]:
-    """Of one sequence and of eight."""
+    """Of one sequence and of eight, with our own choice of layers or that of the settings."""
     need_transformers()
-    family = Family(
-        s,
-        layers=s.layers or LAYERS,
-        vocabulary=VOCABULARY,
-        activation="silu",
-        dtype=torch.float32,
-        stack=partial(_stack, s),
-        exchange=_exchange,
-    )
+    layers = _given(s) if s.given else _layers(s)
+    base = next((layer for layer in layers if layer.kind == "dense"), layers[0])
     found = []
-    for tokens in s.tokens or TOKENS:
-        batch, new = batch_of(tokens, NEW)
-        wrap = partial(Generate, new=new)
-        candidates = [family.candidate(layer, wrap, base=layer.kind == "dense") for layer in _layers(s)]
-        found.append(Group("generation, float32", tokens, candidates, partial(_prompts, batch), family.check, BUDGET))
+    for precision in ("float32", "int8"):
+        family = Family(
+            s,
+            layers=s.layers or LAYERS,
+            vocabulary=VOCABULARY,
+            activation="silu",
+            dtype=torch.float32,
+            stack=partial(_stack, s),
+            exchange=_exchange,
+            int8=precision == "int8",
+        )
+        for tokens in s.tokens or TOKENS:
+            batch, new = batch_of(tokens, NEW)
+            wrap = partial(Generate, new=new)
+            candidates = [family.candidate(layer, wrap, base=layer is base) for layer in layers]
+            name, prompts = f"generation, {precision}", partial(_prompts, batch)
+            found.append(Group(name, tokens, candidates, prompts, family.check, BUDGET))
     return found
+
+
+BOUND = Layer("no feedforward (bound)", "bound")
 
 
 class Generate(nn.Module):
@@ -71,12 +80,21 @@ def _layers(s: Settings) -> list[Layer]:
     depth, width = tree_shapes(s)[:2][-1]
     half = s.depth // 2
     return [
-        Layer("no feedforward (bound)", "bound"),
+        BOUND,
         Layer(f"dense {4 * s.in_features}, gated", "dense", width=4 * s.in_features),
         Layer(f"UltraFFF {s.trees}x{s.depth}", "ultra", f"ultra:depth={s.depth},trees={s.trees}"),
         Layer(f"Tree d{depth} l{width}", "tree", f"tree:depth={depth},leaf_width={width},trees={s.trees}"),
         Layer(f"Tree {MANY_TREES}x d{half} l1", "tree", f"tree:depth={half},leaf_width=1,trees={MANY_TREES}"),
     ]
+
+
+def _given(s: Settings) -> list[Layer]:
+    for text in s.given:
+        if "@" in text:
+            raise ValueError(
+                f"layer must have no precision in generate, which runs each model in several, got {text!r}"
+            )
+    return [BOUND, *[Layer(text, text.partition(":")[0], text) for text in s.given]]
 
 
 def _prompts(batch: int, seed: int) -> Sequences:

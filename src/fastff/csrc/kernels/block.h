@@ -24,6 +24,7 @@ struct Block {
   float* logits[kBlock];  // (D,)
   int64_t key[kBlock];   // node among those of its level
   int order[kBlock];
+  const float* base[kBlock] = {};  // products of x with a base's rows, where they are known
 
   // Calls f(first, last, key) for the runs of `order` below one node `shift` levels above; the key is the first token's.
   template <class F>
@@ -136,6 +137,33 @@ inline void descend(Block<T>& b, const Weights<T>& weights, int64_t I, int64_t D
   }
 }
 
+constexpr int64_t kShortRow = 128;  // elements
+
+// The same where a row is short, so that sharing one gains less than it costs to find who does: as many tokens as there
+// are lanes go side by side, and while their sums are taken the next ones begin. `order` stays as it is.
+template <class T>
+inline void walk(Block<T>& b, const Weights<T>& weights, int64_t I, int level, int end) {
+  for (; level < end; level++) {
+    int64_t first = (int64_t(1) << level) - 1;
+    for (int begin = 0; begin < b.n; begin += kLanes) {
+      int count = b.n - begin < kLanes ? b.n - begin : kLanes;
+      const T* row[kLanes];
+      float offset[kLanes];
+      for (int i = 0; i < count; i++) {
+        int64_t node = first + b.key[begin + i];
+        row[i] = weights.node + node * I;
+        offset[i] = to_float(weights.node_bias[node]);
+      }
+      Vec z = pair_dots(b.x + begin, row, count, I);
+      for (int i = 0; i < count; i++) {
+        float logit = z[i] + offset[i];
+        b.logits[begin + i][level] = logit;
+        b.key[begin + i] = 2 * b.key[begin + i] + (logit >= 0.0f);
+      }
+    }
+  }
+}
+
 // Row of what a node puts out: that of the node, or of the side taken. `leaf` is the end of the path, of D levels.
 inline int64_t output_row(int64_t leaf, int level, int64_t D, int64_t S) {
   int64_t node = (int64_t(1) << level) - 1 + (leaf >> (D - level));
@@ -153,6 +181,15 @@ inline void amplitudes(Activation activation, int64_t S, const float* z, int64_t
   }
 }
 
+// Products of some tokens of a block with row w of a base, which all leaves have.
+template <class T>
+inline void base_dots(const Block<T>& b, const Rows<T>& rows, const int* token, int count, int64_t w, const T* const* x,
+                      float* out) {
+  if (!count) return;
+  if (!b.base[token[0]]) return dots(x, count, rows.base + w * rows.n, rows.n, out);
+  for (int i = 0; i < count; i++) out[i] = b.base[token[i]][w];
+}
+
 // out[token * W + w] = (weight[key, w] + base[w]) . x + bias[key, w] + base_bias[w]
 template <class T>
 inline void row_dots(const Block<T>& b, const Rows<T>& rows, float* out) {
@@ -167,7 +204,7 @@ inline void row_dots(const Block<T>& b, const Rows<T>& rows, float* out) {
       for (int64_t w = 0; w < W; w++) {
         int64_t row = key * W + w;
         dots(x, count, rows.weight + row * n, n, z);
-        if (rows.base) dots(x, count, rows.base + w * n, n, shared);
+        if (rows.base) base_dots(b, rows, b.order + i, count, w, x, shared);
         float offset = value(rows.bias, row) + value(rows.base_bias, w);
         for (int j = 0; j < count; j++) out[b.order[i + j] * W + w] = z[j] + shared[j] + offset;
       }
@@ -184,18 +221,16 @@ inline void side_dots(const Block<T>& b, const Rows<T>& rows, const float* z, fl
       for (int side = 0; side < 2; side++) {
         const T* x[kBlock];
         float product[kBlock], shared[kBlock] = {};
-        int64_t place[kBlock];
-        int count = 0;
+        int token[kBlock], count = 0;
         for (int i = begin; i < end; i++) {
-          int64_t at = b.order[i] * W + w;
-          if ((z[at] >= 0.0f) != side) continue;
+          if ((z[b.order[i] * W + w] >= 0.0f) != side) continue;
           x[count] = b.x[b.order[i]];
-          place[count++] = at;
+          token[count++] = b.order[i];
         }
         int64_t row = 2 * w + side;
         dots(x, count, rows.weight + (key * 2 * W + row) * n, n, product);
-        if (rows.base) dots(x, count, rows.base + row * n, n, shared);
-        for (int i = 0; i < count; i++) out[place[i]] = product[i] + shared[i];
+        if (rows.base) base_dots(b, rows, token, count, row, x, shared);
+        for (int i = 0; i < count; i++) out[token[i] * W + w] = product[i] + shared[i];
       }
   });
 }
@@ -233,6 +268,51 @@ inline void out_dots(const Block<T>& b, const Tree& a, const Weights<T>& weights
     for (int i = 0; i < b.n; i++) out[b.order[i] * D + level] = z[i];
   }
 }
+
+// Products of every token with the rows of all trees' bases, where the backward needs them for each side of each decision.
+template <class T>
+class BaseProducts {
+ public:
+  BaseProducts(const Tree& a, const T* grad_y, bool needed, const Pool& pool)
+      : K_(a.K), ins_(a.W), outs_(a.W * a.leaf_S),
+        size_(needed && a.base_w1 ? ins_ + outs_ + (a.b2 != nullptr) : 0), value_(a.T * a.K * size_) {
+    if (!size_) return;
+    for_each(pool, divide_up(a.T, kBlock), [&](int64_t task) {
+      int64_t first = task * kBlock;
+      int count = int(least(kBlock, a.T - first));
+      const T *x[kBlock], *g[kBlock];
+      for (int i = 0; i < count; i++) {
+        x[i] = (const T*)a.x + (first + i) * a.I;
+        g[i] = grad_y + (first + i) * a.O;
+      }
+      for (int64_t k = 0; k < a.K; k++) {
+        auto products = [&](const T* const* tokens, const void* rows, int64_t number, int64_t n, int64_t at) {
+          for (int64_t row = 0; row < number; row++) {
+            float z[kBlock];
+            dots(tokens, count, (const T*)rows + (k * number + row) * n, n, z);
+            for (int i = 0; i < count; i++) value_[((first + i) * K_ + k) * size_ + at + row] = z[i];
+          }
+        };
+        products(x, a.base_w1, ins_, a.I, 0);
+        products(g, a.base_w2, outs_, a.O, ins_);
+        if (a.b2) products(g, a.base_b2, 1, a.O, ins_ + outs_);
+      }
+    });
+  }
+
+  // Of a token's own x with base_w1, and grad_y with base_w2 and base_b2; null where they are not known.
+  const float* in(int64_t token, int64_t tree) const { return part(token, tree, 0); }
+  const float* out(int64_t token, int64_t tree) const { return part(token, tree, ins_); }
+  const float* bias(int64_t token, int64_t tree) const { return part(token, tree, ins_ + outs_); }
+
+ private:
+  const float* part(int64_t token, int64_t tree, int64_t at) const {
+    return size_ ? value_ + (token * K_ + tree) * size_ + at : nullptr;
+  }
+
+  int64_t K_, ins_, outs_, size_;
+  Scratch<float> value_;
+};
 
 // Adds to columns from c on the rows of a leaf, row w times factor[w]; of rows for either side that which z[w] names.
 template <class T, class Columns>

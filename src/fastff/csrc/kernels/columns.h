@@ -22,6 +22,11 @@ struct Columns {
     for (int g = 0; g < G; g++) store(p + g * kGroup, sum[g]);
   }
   template <class T>
+  void write_past_caches(T* p) const {
+    if ((uintptr_t)p % 64) return write(p);
+    for (int g = 0; g < G; g++) stream(p + g * kGroup, sum[g]);
+  }
+  template <class T>
   void add(const T* row, float factor) {
     Vec f = broadcast(factor);
     for (int g = 0; g < G; g++) {
@@ -45,6 +50,10 @@ struct LastColumns {
   template <class T>
   void write(T* p) const {
     store_part(p, sum, count);
+  }
+  template <class T>
+  void write_past_caches(T* p) const {
+    write(p);
   }
   template <class T>
   void add(const T* row, float factor) {

@@ -54,13 +54,11 @@ struct Products<BFloat16> {
 };
 #endif
 
+// The products of M tokens with a row, not summed over lanes yet.
 template <int M, class T>
-inline void dot_pass(const T* const* x, const T* row, int64_t n, float* out) {
+inline void products(const T* const* token, const T* row, int64_t n, Vec (&out)[M]) {
   using P = Products<T>;
   Vec sum[M][4] = {};
-  const T* token[M];
-#pragma GCC unroll 4
-  for (int m = 0; m < M; m++) token[m] = x[m];
   int64_t i = 0;
   for (; i + P::kStep <= n; i += P::kStep) {
     auto r = P::load(row + i);
@@ -74,7 +72,30 @@ inline void dot_pass(const T* const* x, const T* row, int64_t n, float* out) {
     for (int m = 0; m < M; m++) P::add_part(sum[m], P::part(token[m] + i, part), r);
   }
 #pragma GCC unroll 4
-  for (int m = 0; m < M; m++) out[m] = sum_lanes((sum[m][0] + sum[m][1]) + (sum[m][2] + sum[m][3]));
+  for (int m = 0; m < M; m++) out[m] = (sum[m][0] + sum[m][1]) + (sum[m][2] + sum[m][3]);
+}
+
+template <int M, class T>
+inline void dot_pass(const T* const* x, const T* row, int64_t n, float* out) {
+  const T* token[M];
+#pragma GCC unroll 4
+  for (int m = 0; m < M; m++) token[m] = x[m];
+  Vec sum[M];
+  products(token, row, n, sum);
+#pragma GCC unroll 4
+  for (int m = 0; m < M; m++) out[m] = sum_lanes(sum[m]);
+}
+
+// x[i] . row[i] for up to kLanes pairs, summed over lanes together.
+template <class T>
+inline Vec pair_dots(const T* const* x, const T* const* row, int count, int64_t n) {
+  Vec sum[kLanes] = {};
+  for (int i = 0; i < count; i++) {
+    Vec one[1];
+    products(x + i, row[i], n, one);
+    sum[i] = one[0];
+  }
+  return sum_lanes(sum);
 }
 
 // out[i] = x[i] . row for `tokens` vectors of n elements.

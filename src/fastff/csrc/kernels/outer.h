@@ -29,6 +29,7 @@ struct Slot {
   int64_t row;         // among them, of this slot
   const int64_t* map;  // row of a node or leaf among those that the gradient holds; null: itself
   void* grad;          // null: not asked for
+  bool large = false;  // whether it is too large to stay in a cache until it is read
 
   int64_t target(int64_t code) const {
     int64_t key = code >> shift, block = first + (key >> side);
@@ -43,8 +44,8 @@ struct Slot {
 // Columns and tokens that are gone through together: their part of x fits the L1 cache.
 constexpr int kOuterGroups = kWide, kOuterTokens = 16;
 
-// Columns [begin, end) of the gradients of all slots; x has n columns.
-template <class T>
+// Columns [begin, end) of the gradients of all slots; x has n columns. If large they are written past the caches.
+template <bool large, class T>
 inline void outer_columns(const Entries& e, const Slot* slots, int count, const T* x, int64_t n, int64_t begin,
                           int64_t end) {
   for_columns<kOuterGroups>(begin, end, [&](auto columns, int64_t c) {
@@ -70,7 +71,11 @@ inline void outer_columns(const Entries& e, const Slot* slots, int count, const 
         for (int i = 0; i < size; i++) {
           columns.add(source[i], slot.factor_of(e.order[first + i]));
           if (slot.last(e, first + i)) {
-            columns.write((T*)slot.grad + slot.target(e.code[first + i]) * n + c);
+            T* target = (T*)slot.grad + slot.target(e.code[first + i]) * n + c;
+            if constexpr (large)
+              columns.write_past_caches(target);
+            else
+              columns.write(target);
             columns.zero();
           }
         }
@@ -78,6 +83,7 @@ inline void outer_columns(const Entries& e, const Slot* slots, int count, const 
       }
     }
   });
+  if (large) stream_end();
 }
 
 // Gradients of one column: the factors' own sums.
@@ -106,9 +112,18 @@ inline void for_untouched(const bool* touched, int64_t count, const Pool& pool, 
   });
 }
 
+// Gradients of so many bytes leave the caches before they are read.
+constexpr int64_t kLarge = 64 << 20;
+
 template <class T>
-inline void zero_rows(void* grad, int64_t first, int64_t rows, int64_t n) {
-  if (grad) memset((T*)grad + first * n, 0, rows * n * sizeof(T));
+inline void zero_rows(void* grad, int64_t first, int64_t rows, int64_t n, bool large = false) {
+  if (!grad) return;
+  T *p = (T*)grad + first * n, *end = p + rows * n;
+  if (large && (uintptr_t)p % 64 == 0) {
+    for (; p + kGroup <= end; p += kGroup) stream(p, Group{});
+    stream_end();
+  }
+  memset(p, 0, (end - p) * sizeof(T));
 }
 
 // A weight's gradient, or several that sum the rows of the same x.
@@ -128,9 +143,11 @@ inline void outer(const Entries& e, const Outer<T>* sums, int count, const Pool&
   for (int i = 0; i < count; i++) {
     const Outer<T>& sum = sums[i];
     if (!sum.count) continue;
+    bool large = false;
+    for (int s = 0; s < sum.count; s++) large |= sum.slots[s].large;
     for_each(pool, divide_up(sum.columns, width), [&](int64_t task) {
-      outer_columns(e, sum.slots, sum.count, sum.x, sum.columns, task * width,
-                    least(sum.columns, (task + 1) * width));
+      int64_t begin = task * width, end = least(sum.columns, begin + width);
+      (large ? outer_columns<true, T> : outer_columns<false, T>)(e, sum.slots, sum.count, sum.x, sum.columns, begin, end);
     });
   }
 }

@@ -8,11 +8,16 @@
 
 namespace FASTFF_ISA {
 
+// Whether the gradient of a decision needs what the other side is worth.
+inline bool compares(const TreeBackward& a) {
+  return a.gradient == Gradient::exact || a.gradient == Gradient::sampled;
+}
+
 template <class T>
 class TreeBackwardPass {
  public:
-  TreeBackwardPass(const TreeBackward& a, int64_t tree)
-      : a_(a), tree_(tree), nodes_((int64_t(1) << a.D) - 1), leaves_(nodes_ + 1), weights_(a, tree) {}
+  TreeBackwardPass(const TreeBackward& a, const BaseProducts<T>& base, int64_t tree)
+      : a_(a), base_(base), tree_(tree), nodes_((int64_t(1) << a.D) - 1), leaves_(nodes_ + 1), weights_(a, tree) {}
 
   // grad_x, (T, I), gains what comes through this tree.
   template <class X>
@@ -26,14 +31,19 @@ class TreeBackwardPass {
     Scratch<float> active_left(n * W * (a_.leaf_S == 2));
     Factors f{grad_logit, amplitude, grad_hidden, active, active_left};
 
-    bool compares = a_.gradient == Gradient::exact || a_.gradient == Gradient::sampled;
-    int64_t many = compares ? many_tokens(D) : n;
-    OtherSides<T> sides(a_, tree_, weights_);
+    int64_t many = compares(a_) ? many_tokens(D) : n;
+    OtherSides<T> sides(a_, tree_, weights_, base_);
     for (int64_t begin = 0; begin < n; begin += many) {
-      int64_t end = least(begin + many, n), count = compares ? end - begin : 0;
+      int64_t end = least(begin + many, n), count = compares(a_) ? end - begin : 0;
       Scratch<float> other(count * D);
       memset(other, 0, count * D * sizeof(float));
-      if (compares) sides.run(order + begin, code + begin, count, other, pool);
+      bool by_columns = count && Gains<T>::serves(a_);
+      Gains<T> gains(a_, tree_, by_columns ? count : 0, weights_, base_);
+      if (by_columns)
+        for (int64_t i = 0; i < count; i++)
+          gains.set(i, -1, code[begin + i], hidden_of(order[begin + i]));
+      if (count) sides.run(order + begin, code + begin, count, other, by_columns ? &gains : nullptr, pool);
+      if (by_columns) gains.run(order + begin, count, other, pool);
       for_each(pool, divide_up(end - begin, kBlock), [&](int64_t i) {
         int64_t first = begin + i * kBlock;
         Block<T> b;
@@ -43,13 +53,14 @@ class TreeBackwardPass {
           b.x[j] = (const T*)a_.grad_y + t * a_.O;
           b.key[j] = code[place];
           b.order[j] = j;
+          b.base[j] = base_.out(t, tree_);
         }
         Ahead ahead;
         for (int64_t place = first + kBlock; place < least(first + 2 * kBlock, n); place++)
           ahead.add((const T*)a_.grad_y + order[place] * a_.O, a_.O * sizeof(T));
         for (int j = 0; grad_x && j < b.n; j++)
           ahead.add(row_of(grad_x, order[first + j], a_.I), a_.I * sizeof(X));
-        block(b, order + first, other + i * kBlock * D, f, grad_x, ahead);
+        block(b, order + first, other + i * kBlock * D, by_columns ? &gains : nullptr, i * kBlock, f, grad_x, ahead);
       });
     }
     weights(Entries{n, order, code, 1}, f, pool);
@@ -64,26 +75,32 @@ class TreeBackwardPass {
 
   // The tokens of a block, in sorted order: b.x are rows of grad_y; other (n, D) is what the sides not taken are worth.
   template <class X>
-  void block(const Block<T>& b, const int32_t* token, const float* other, const Factors& f, X* grad_x,
-             const Ahead& ahead) {
+  void block(Block<T>& b, const int32_t* token, const float* other, const Gains<T>* gains, int64_t place,
+             const Factors& f, X* grad_x, const Ahead& ahead) {
     int64_t D = a_.D, W = a_.W, n = b.n;
     Scratch<float> logits(n * D), slope(n * D), grad_out(n * D), below(n);
     Scratch<float> hidden(n * W), hidden_slope(n * W), grad_active(n * W);
     for (int i = 0; i < n; i++) {
       copy(logits + i * D, logits_of(token[i]), D);
-      copy(hidden + i * W, a_.hidden + (token[i] * a_.K + tree_) * W, W);
+      copy(hidden + i * W, hidden_of(token[i]), W);
       below[i] = 0.0f;
     }
     bool decides = a_.gradient != Gradient::none;
     Scratch<float> amplitude(n * D), active(n * W);
     if (a_.S) {
       amplitudes(a_.activation, a_.S, logits, n * D, amplitude, slope);
-      out_dots(b, a_, weights_, 0, int(D), grad_out, ahead, a_.grad_x);
+      if (!gains) out_dots(b, a_, weights_, 0, int(D), grad_out, ahead, a_.grad_x);
     }
     if (W) {
       amplitudes(a_.activation, a_.leaf_S, hidden, n * W, active, hidden_slope);
-      w2_dots(b, weights_.w2, hidden, grad_active);
-      if (decides) row_dots(b, weights_.b2, below);
+      if (!gains) w2_dots(b, weights_.w2, hidden, grad_active);
+      for (int i = 0; i < n; i++) b.base[i] = base_.bias(token[i], tree_);
+      if (decides && !gains) row_dots(b, weights_.b2, below);
+    }
+    for (int i = 0; gains && i < n; i++) {
+      copy(grad_out + i * D, gains->out.gain + (place + i) * gains->out.each, a_.S ? D : 0);
+      copy(grad_active + i * W, gains->leaf.gain + (place + i) * gains->leaf.each, W);
+      if (gains->bias.each) below[i] = gains->bias.gain[(place + i) * gains->bias.each];
     }
     for (int i = 0; i < n; i++) {
       const T* mask = a_.mask ? (const T*)a_.mask + (token[i] * a_.K + tree_) * W : nullptr;
@@ -108,8 +125,7 @@ class TreeBackwardPass {
           bool right = z >= 0.0f;
           float p = probability(right ? z : -z), weight = p * (1.0f - p) * (right ? 1.0f : -1.0f);
           float effect = below[i];
-          bool compares = a_.gradient == Gradient::exact || drawn >= 0;
-          if (compares && __builtin_isfinite(other[j])) effect -= other[j];  // a side not taken may overflow
+          if (compares(a_) && __builtin_isfinite(other[j])) effect -= other[j];  // a side not taken may overflow
           gradient += weight * effect * (drawn >= 0 ? float(D) : 1.0f);
         }
         if (a_.S) {
@@ -136,6 +152,8 @@ class TreeBackwardPass {
     });
   }
 
+  const float* hidden_of(int64_t token) const { return a_.hidden + (token * a_.K + tree_) * a_.W; }
+
   const float* logits_of(int64_t token) const { return a_.logits + (token * a_.K + tree_) * a_.D; }
 
   static float probability(float z) { return (1.0f / (1.0f + exponential(broadcast(-z))))[0]; }
@@ -147,6 +165,11 @@ class TreeBackwardPass {
     auto part = [&](void* grad, bool mapped, int64_t size) -> void* {  // of this tree; mapped rows are those of all
       return grad ? (T*)grad + (mapped ? 0 : tree_ * size) : nullptr;
     };
+    auto large = [&](int64_t rows, int64_t n) {  // whether a gradient of this tree's rows and as many of the others is
+      return least(rows, e.n) * a_.K * n * int64_t(sizeof(T)) > kLarge;
+    };
+    bool large_node = large(nodes_, a_.I), large_out = large(nodes_, S * a_.O), large_w1 = large(leaves_, W * a_.I),
+         large_w2 = large(leaves_, W * leaf_S * a_.O), large_b2 = large(leaves_, a_.O);
     void* node_weight = part(a_.grad_node_weight, node_map, nodes_ * a_.I);
     void* node_bias = part(a_.grad_node_bias, node_map, nodes_);
     void* node_out = part(a_.grad_node_out, node_map, nodes_ * S * a_.O);
@@ -162,27 +185,27 @@ class TreeBackwardPass {
     int ins = 0, outs = 0, biases = 0;
     for (int level = 0; level < D; level++) {
       int64_t first = (int64_t(1) << level) - 1;
-      Slot slot{f.grad_logit + level, D, D - level, first, 0, 1, 0, node_map, node_weight};
+      Slot slot{f.grad_logit + level, D, D - level, first, 0, 1, 0, node_map, node_weight, large_node};
       if (node_weight) in[ins++] = slot;
       slot.grad = node_bias;
       if (node_bias) bias[biases++] = slot;
       int side = S == 2;
-      if (node_out) out[outs++] = {f.amplitude + level, D, D - level - side, first, side, S, 0, node_map, node_out};
+      if (node_out) out[outs++] = {f.amplitude + level, D, D - level - side, first, side, S, 0, node_map, node_out, large_out};
     }
     for (int w = 0; w < W; w++) {  // a base is what a tree of no level has for its leaf
       const float* hidden = f.grad_hidden + w;
-      if (w1) in[ins++] = {hidden, W, 0, 0, 0, W, w, leaf_map, w1};
+      if (w1) in[ins++] = {hidden, W, 0, 0, 0, W, w, leaf_map, w1, large_w1};
       if (b1) bias[biases++] = {hidden, W, 0, 0, 0, W, w, leaf_map, b1};
       if (base_w1) in[ins++] = {hidden, W, D, 0, 0, W, w, nullptr, base_w1};
       if (base_b1) bias[biases++] = {hidden, W, D, 0, 0, W, w, nullptr, base_b1};
       for (int side = 0; side < leaf_S; side++) {
         const float* active = (side + 1 < leaf_S ? f.active_left : f.active) + w;
         int rows = leaf_S * W, row = leaf_S * w + side;
-        if (w2) out[outs++] = {active, W, 0, 0, 0, rows, row, leaf_map, w2};
+        if (w2) out[outs++] = {active, W, 0, 0, 0, rows, row, leaf_map, w2, large_w2};
         if (base_w2) out[outs++] = {active, W, D, 0, 0, rows, row, nullptr, base_w2};
       }
     }
-    if (b2) out[outs++] = {nullptr, 0, 0, 0, 0, 1, 0, leaf_map, b2};
+    if (b2) out[outs++] = {nullptr, 0, 0, 0, 0, 1, 0, leaf_map, b2, large_b2};
     if (base_b2) out[outs++] = {nullptr, 0, D, 0, 0, 1, 0, nullptr, base_b2};
     const Outer<T> sums[] = {{in, ins, (const T*)a_.x, a_.I}, {out, outs, (const T*)a_.grad_y, a_.O}};
     outer(e, sums, 2, pool);
@@ -201,31 +224,33 @@ class TreeBackwardPass {
       for (int64_t place = 0; place < e.n; place++)
         touched[(int64_t(1) << level) - 1 + (e.code[place] >> (D - level))] = true;
     for_untouched(touched, nodes_, pool, [&](int64_t first, int64_t rows) {
-      zero_rows<T>(node_weight, first, rows, a_.I);
+      zero_rows<T>(node_weight, first, rows, a_.I, large_node);
       zero_rows<T>(node_bias, first, rows, 1);
     });
     if (S)  // the row of a side is that of a child
       for_untouched(touched + (S - 1), S * nodes_, pool,
-                    [&](int64_t first, int64_t rows) { zero_rows<T>(node_out, first, rows, a_.O); });
+                    [&](int64_t first, int64_t rows) { zero_rows<T>(node_out, first, rows, a_.O, large_out); });
     if (W)
       for_untouched(touched + nodes_, leaves_, pool, [&](int64_t first, int64_t rows) {
-        zero_rows<T>(w1, first, rows, W * a_.I);
+        zero_rows<T>(w1, first, rows, W * a_.I, large_w1);
         zero_rows<T>(b1, first, rows, W);
-        zero_rows<T>(w2, first, rows, W * leaf_S * a_.O);
-        zero_rows<T>(b2, first, rows, a_.O);
+        zero_rows<T>(w2, first, rows, W * leaf_S * a_.O, large_w2);
+        zero_rows<T>(b2, first, rows, a_.O, large_b2);
       });
   }
 
   const TreeBackward& a_;
+  const BaseProducts<T>& base_;
   int64_t tree_, nodes_, leaves_;
   Weights<T> weights_;
 };
 
 template <class T>
 void tree_backward(const TreeBackward& a, const Pool& pool) {
-  if (a.K == 1) return TreeBackwardPass<T>(a, 0).run((T*)a.grad_x, pool);
+  BaseProducts<T> base(a, (const T*)a.grad_y, compares(a), pool);
+  if (a.K == 1) return TreeBackwardPass<T>(a, base, 0).run((T*)a.grad_x, pool);
   Scratch<Sum> sum(a.grad_x ? a.T * padded(a.I) : 0);  // not rounded between trees
-  for (int64_t k = 0; k < a.K; k++) TreeBackwardPass<T>(a, k).run((Sum*)sum, pool);
+  for (int64_t k = 0; k < a.K; k++) TreeBackwardPass<T>(a, base, k).run((Sum*)sum, pool);
   if (a.grad_x) round_rows(sum, (T*)a.grad_x, a.T, a.I);
 }
 

@@ -5,22 +5,25 @@
 // side by side; then all walkers are sorted by the node that they have reached, so that many share the rows below it.
 #pragma once
 
-#include "block.h"
 #include "sort.h"
+#include "tree_gains.h"
 
 namespace FASTFF_ISA {
 
 template <class T>
 class OtherSides {
  public:
-  OtherSides(const TreeBackward& a, int64_t tree, const Weights<T>& weights) : a_(a), tree_(tree), weights_(weights) {}
+  OtherSides(const TreeBackward& a, int64_t tree, const Weights<T>& weights, const BaseProducts<T>& base)
+      : a_(a), tree_(tree), weights_(weights), base_(base) {}
 
-  // Adds to worth (count, D) that of tokens sorted by leaf, `code`. If sampled, of each token's drawn level alone.
-  void run(const int32_t* token, const int64_t* code, int64_t count, float* worth, const Pool& pool) const {
+  // Adds to worth (count, D) that of tokens sorted by leaf, `code`. If sampled, of each token's drawn level alone. With
+  // `gains` they learn where the ways lead, and do the rest.
+  void run(const int32_t* token, const int64_t* code, int64_t count, float* worth, Gains<T>* gains,
+           const Pool& pool) const {
     int D = int(a_.D), middle = D > kLevelsAtOnce ? kLevelsAtOnce : 0;
     Scratch<int64_t> reached(count * middle);  // the node on level `middle`; -1 where nobody walks
     for_each(pool, divide_up(count, kBlock), [&](int64_t task) {
-      Walk walk(*this, token, worth);
+      Walk walk(*this, token, worth, gains);
       int64_t first = task * kBlock, end = least(first + kBlock, count);
       for (int level = 0; level < D; level++) {
         bool sorted = level < middle;
@@ -44,7 +47,7 @@ class OtherSides {
     if (!n) return;
     sort_by_key(node, 1, n, int64_t(1) << middle, order);
     for_each(pool, split_runs(node, order, n, kBlock, start), [&](int64_t task) {
-      Walk walk(*this, token, worth);
+      Walk walk(*this, token, worth, gains);
       for (int64_t i = start[task]; i < start[task + 1]; i++) {
         int64_t w = walker[order[i]];
         walk.enter(w / middle, int(w % middle), node[order[i]]);
@@ -63,13 +66,14 @@ class OtherSides {
     const OtherSides& sides;
     const int32_t* token;
     float* worth;
+    Gains<T>* gains;
     Block<T> b;
     int64_t place[kBlock];  // of a walker's token
     float* own[kBlock];     // its worth
     Scratch<float> logits, gain, hidden, active, leaf_gain, bias_gain;
 
-    Walk(const OtherSides& sides, const int32_t* token, float* worth)
-        : sides(sides), token(token), worth(worth), logits(kBlock * sides.a_.D), gain(kBlock * sides.a_.D),
+    Walk(const OtherSides& sides, const int32_t* token, float* worth, Gains<T>* gains)
+        : sides(sides), token(token), worth(worth), gains(gains), logits(kBlock * sides.a_.D), gain(kBlock * sides.a_.D),
           hidden(kBlock * sides.a_.W), active(kBlock * sides.a_.W), leaf_gain(kBlock * sides.a_.W), bias_gain(kBlock) {}
 
     // Who left the way of the token at `from` by the node of `level`, and stands at a node now.
@@ -82,6 +86,7 @@ class OtherSides {
       b.logits[i] = logits + i * a.D;
       b.key[i] = node;
       b.order[i] = i;
+      b.base[i] = sides.base_.in(token[from], sides.tree_);
     }
 
     void go(int level, int end) {
@@ -89,9 +94,23 @@ class OtherSides {
       const Weights<T>& weights = sides.weights_;
       int64_t D = a.D, W = a.W;
       bool leaves = W && end == D;
-      descend(b, weights, a.I, D, level, end);
+      if (a.I <= kShortRow)
+        walk(b, weights, a.I, level, end);
+      else
+        descend(b, weights, a.I, D, level, end);
       if (leaves) row_dots(b, weights.w1, hidden);
-      for (int i = 0; i < b.n; i++) b.x[i] = (const T*)a.grad_y + token[place[i]] * a.O;
+      if (gains) {
+        for (int i = 0; i < b.n; i++) {
+          int64_t at = own[i] - worth;
+          gains->set_logits(at / D, int(at % D), level, end, logits + i * D);
+          if (end == D) gains->set(place[i], int(at % D), b.key[i], hidden + i * W);
+        }
+        return;
+      }
+      for (int i = 0; i < b.n; i++) {
+        b.x[i] = (const T*)a.grad_y + token[place[i]] * a.O;
+        b.base[i] = sides.base_.out(token[place[i]], sides.tree_);
+      }
       if (a.S) {
         out_dots(b, a, weights, level, end, gain);
         for (int i = 0; i < b.n; i++) {
@@ -103,6 +122,7 @@ class OtherSides {
       if (!leaves) return;
       amplitudes(a.activation, a.leaf_S, hidden, b.n * W, active, nullptr);
       w2_dots(b, weights.w2, hidden, leaf_gain);
+      for (int i = 0; i < b.n; i++) b.base[i] = sides.base_.bias(token[place[i]], sides.tree_);
       row_dots(b, weights.b2, bias_gain);
       for (int i = 0; i < b.n; i++) {
         if (weights.b2.W) *own[i] += bias_gain[i];
@@ -114,6 +134,7 @@ class OtherSides {
   const TreeBackward& a_;
   int64_t tree_;
   const Weights<T>& weights_;
+  const BaseProducts<T>& base_;
 };
 
 }  // namespace FASTFF_ISA

@@ -106,6 +106,35 @@ inline void store(Float16* p, Group g) {
   narrow(p + kLanes, g.b);
 }
 
+// Writes past the caches, to memory that is not read again soon; p is aligned to cache lines. `stream_end` comes last.
+template <class T>
+inline void stream(T* p, Group g) {
+#if defined(__x86_64__)
+  alignas(64) T group[kGroup];
+  store(group, g);
+  for (size_t at = 0; at < sizeof group;) {
+    char* to = (char*)p + at;
+    const char* from = (const char*)group + at;
+#if defined(__AVX512F__)
+    if (sizeof group % 64 == 0) {
+      _mm512_stream_si512((__m512i*)to, _mm512_load_si512(from));
+      at += 64;
+      continue;
+    }
+#endif
+    _mm_stream_si128((__m128i*)to, _mm_load_si128((const __m128i*)from));
+    at += 16;
+  }
+#else
+  store(p, g);
+#endif
+}
+inline void stream_end() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // The last, incomplete group of a row: n of kGroup elements, the rest zeros.
 template <class T>
 inline Group load_part(const T* p, int n) {
@@ -160,6 +189,49 @@ inline float sum_lanes(Vec v) {
   Vec4 four = fold(v);
   four += __builtin_shufflevector(four, four, 2, 3, 0, 1);
   return four[0] + four[1];
+}
+
+// sum_lanes of as many vectors as there are lanes, in the same order of additions.
+inline Vec sum_lanes(const Vec (&v)[kLanes]) {
+  Vec fours[4];  // vector i: what is left of i, i + 4, ..., four lanes each
+#if defined(__AVX512F__)
+  auto halves = [](Vec a, Vec b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  };
+  auto quarters = [](Vec a, Vec b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  };
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) fours[i] = quarters(halves(v[i], v[i + 4]), halves(v[i + 8], v[i + 12]));
+  auto pairs = [](Vec a, Vec b) {
+    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  };
+  Vec low = pairs(fours[0], fours[1]), high = pairs(fours[2], fours[3]);
+  return __builtin_shufflevector(low, high, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+         __builtin_shufflevector(low, high, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+#elif defined(__AVX2__)
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    fours[i] = __builtin_shufflevector(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+               __builtin_shufflevector(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  auto pairs = [](Vec a, Vec b) {
+    return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+           __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  };
+  Vec low = pairs(fours[0], fours[1]), high = pairs(fours[2], fours[3]);
+  return __builtin_shufflevector(low, high, 0, 2, 8, 10, 4, 6, 12, 14) +
+         __builtin_shufflevector(low, high, 1, 3, 9, 11, 5, 7, 13, 15);
+#else
+  for (int i = 0; i < 4; i++) fours[i] = v[i];
+  auto pairs = [](Vec a, Vec b) {
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  };
+  Vec low = pairs(fours[0], fours[1]), high = pairs(fours[2], fours[3]);
+  return __builtin_shufflevector(low, high, 0, 2, 4, 6) + __builtin_shufflevector(low, high, 1, 3, 5, 7);
+#endif
 }
 
 }  // namespace FASTFF_ISA
