@@ -99,6 +99,22 @@ def test_the_speedup_is_that_over_the_fastest_dense_layer_of_the_same_loss():
     assert good["speedup"] is None is bad["speedup"]
 
 
+def test_of_gradients_that_are_sparse_or_not_the_faster_ones_count():
+    layer = {"pass": "forward + backward", "tokens": 128, "dtype": "float32", "series": TREE}
+    dense = [
+        {**layer, "series": "dense:width=100", "median_s": 4.0},
+        {**layer, "series": "dense:width=400", "median_s": 8.0},
+    ]
+    for times in ((2.0, 3.0), (3.0, 2.0)):
+        rows = [*dense, *({**layer, "median_s": seconds} for seconds in times)]
+        (tree,) = speedups(rows, [*CURVE, known(TREE, 4.4)])
+        assert tree["speedup"] == pytest.approx(2.0)
+    plain, sparse = (layer_candidate(Settings(), f"{TREE}@float32", sparse=sparse) for sparse in (False, True))
+    assert plain.series == sparse.series
+    assert plain.label != sparse.label
+    assert [layer.make("meta").sparse for layer in (plain, sparse)] == [False, True]
+
+
 def test_the_command_writes_table_picture_and_json(tmp_path, monkeypatch, capsys):
     losses = write(
         tmp_path / "losses.json",

@@ -106,9 +106,10 @@ def speedups(rows: Iterable[Row], layers: Sequence[KnownLayer]) -> list[Row]:
         "beyond" whether that is because the layer is better than all dense ones.
     """
     curve = dense_curve(layers)
-    by_call: dict[Any, dict[tuple[str, str], float]] = defaultdict(dict)
-    for row in rows:
-        by_call[row["pass"], row["tokens"]][row["series"], row["dtype"]] = row["median_s"]
+    by_call: dict[Any, dict[tuple[str, str], float]] = defaultdict(lambda: defaultdict(lambda: math.inf))
+    for row in rows:  # of a layer with sparse gradients and without, the faster one
+        times, key = by_call[row["pass"], row["tokens"]], (row["series"], row["dtype"])
+        times[key] = min(times[key], row["median_s"])
     found: list[Row] = []
     for (kind, tokens), times in by_call.items():
         for layer in layers:

@@ -1,6 +1,7 @@
 """Layers by name and precision: `tree:depth=9,leaf_width=1,trees=8@int8`."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,7 +30,12 @@ def split_precision(text: str) -> tuple[str, str]:
 
 
 def layer_candidate(
-    s: Settings, text: str, *, base: bool = False, wrap: Callable[[nn.Module], nn.Module] | None = None
+    s: Settings,
+    text: str,
+    *,
+    base: bool = False,
+    sparse: bool = False,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
 ) -> LayerCandidate:
     """The layer that `text` names, in the precision that it names.
 
@@ -37,9 +43,11 @@ def layer_candidate(
         s: gives the features.
         text: as of `split_precision`.
         base: whether ratios are taken to it.
+        sparse: whether its gradients are sparse tensors; it has the series of the same layer without.
         wrap: what is timed in place of the module.
     """
     layer, precision = split_precision(text)
+    built = f"{layer}{',' if ':' in layer else ':'}sparse=true" if sparse else layer
     wraps = [w for w in (in_int8 if precision == "int8" else None, wrap) if w is not None]
 
     def wrapped(module: Any) -> nn.Module:
@@ -48,10 +56,10 @@ def layer_candidate(
         return module
 
     return LayerCandidate(
-        label=text,
+        label=f"{text}, sparse" if sparse else text,
         series=layer,
         kind=layer.partition(":")[0],
-        make=lambda device: build_layer(layer, s.in_features, s.out_features, device=device),
+        make=lambda device: build_layer(built, s.in_features, s.out_features, device=device),
         dtype=DTYPES.get(precision, torch.float32),
         precision=precision,
         wrap=wrapped if wraps else None,
@@ -62,6 +70,11 @@ def layer_candidate(
 def has_int8(text: str) -> bool:
     """Whether the layer that `text` names has a form in int8."""
     return issubclass(parse_layer(text)[0], TreeLayer | FeedForward)
+
+
+def has_sparse(text: str) -> bool:
+    """Whether the layer that `text` names can have sparse gradients."""
+    return "sparse" in signature(parse_layer(text)[0]).parameters
 
 
 def in_int8(layer: FeedForwardLayer) -> nn.Module:

@@ -1,7 +1,7 @@
 """Speed at equal loss: the layers of small decoders whose losses are known, in every precision.
 
 One forward of few and many tokens, one token through layers that take turns, so that weights are in no near cache, as
-in a model of as many layers, and training.
+in a model of as many layers, and training, with gradients that hold all rows or those in use alone.
 """
 
 import copy
@@ -13,7 +13,7 @@ from fastff.bench.candidate import LayerCandidate
 from fastff.bench.equal_loss import read_losses
 from fastff.bench.group import Group
 from fastff.bench.passes import BACKWARD, FORWARD
-from fastff.bench.precision import has_int8, layer_candidate
+from fastff.bench.precision import has_int8, has_sparse, layer_candidate
 from fastff.bench.settings import Settings
 from fastff.bench.suites.suite import Suite
 
@@ -52,11 +52,12 @@ def groups(s: Settings) -> list[Group]:
         return [layer_candidate(s, f"{name}@{p}", **options) for name, p in chosen]
 
     every = ("float32", "bfloat16", "int8")
+    trained = candidates("float32") + [layer_candidate(s, name, sparse=True) for name in names if has_sparse(name)]
     turns = [c for c in candidates(*every, wrap=InTurn) if LAYERS * c.weight_bytes <= MOST_BYTES]
     return [
         *[Group(FORWARD, count, candidates(*every)) for count in s.tokens or TOKENS],
         Group(IN_TURN, 1, turns),
-        *[Group(BACKWARD, count, candidates("float32")) for count in s.tokens or TRAINED if count > 1],
+        *[Group(BACKWARD, count, trained) for count in s.tokens or TRAINED if count > 1],
     ]
 
 
