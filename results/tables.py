@@ -146,11 +146,12 @@ def equal_loss_table(results: dict) -> str:
         by_call = {(row["pass"], row["tokens"]): row for row in found if row["layer"] == layer}
         any_row = next(iter(by_call.values()))
         width = any_row["dense_width"]
-        dense = f"{width:.0f}" if width else "beyond" if any_row["beyond"] else "below"
+        more = "> " if any_row["beyond"] else ""
+        dense = f"{more}{width:.0f}" if width else "below"
         cells = [layer, f"{any_row['loss']:.3f}", dense]
         for call in calls:
             row = by_call.get(call)
-            speedup = f"{row['speedup']:.2f}x, " if row and row["speedup"] else ""
+            speedup = f"{more}{row['speedup']:.2f}x, " if row and row["speedup"] else ""
             cells.append(f"{speedup}{duration(row['seconds'])} {row['precision']}" if row else "")
         lines.append("| " + " | ".join(cells) + " |")
     dense = ", ".join(

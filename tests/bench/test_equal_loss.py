@@ -87,6 +87,7 @@ def test_the_speedup_is_that_over_the_fastest_dense_layer_of_the_same_loss():
     rows += times(**{TREE: {"float32": 3.0, "bfloat16": 1.0, "int8": 2.0}, "moe:x": {"float32": 1.0}})
     better, worse = known("tree:depth=1,leaf_width=1", 4.0), known("ultra:depth=3", 5.0)
     rows += times(**{better.text: {"float32": 1.0}, worse.text: {"float32": 1.0}})
+    rows += times(**{"dense:width=800": {"float32": 50.0, "int8": 20.0}})
     found = speedups(rows, [*CURVE, known(TREE, 4.3, ("int8",)), better, worse])
     tree, good, bad = found
     assert tree["dense_width"] == pytest.approx(200)
@@ -96,7 +97,9 @@ def test_the_speedup_is_that_over_the_fastest_dense_layer_of_the_same_loss():
     assert tree["speedup"] == pytest.approx(3.0)
     assert good["beyond"]
     assert not bad["beyond"]
-    assert good["speedup"] is None is bad["speedup"]
+    assert good["dense_width"] == 800  # the widest: a lower bound
+    assert good["speedup"] == pytest.approx(20.0)
+    assert bad["speedup"] is None
 
 
 def test_of_gradients_that_are_sparse_or_not_the_faster_ones_count():

@@ -3,7 +3,8 @@
 The *equal-loss speedup* of a layer is the time of the dense layer of the same loss, in the precision that is fastest
 for so many tokens, divided by the layer's time in its fastest precision whose loss stays within 0.005 of float32's. The
 width of that dense layer is interpolated between those whose losses are known, linearly in the logarithm of the width,
-its time linearly in the width. Losses are never extrapolated: a layer that is better than every dense one is "beyond".
+its time linearly in the width. Losses are never extrapolated: a layer that is better than every dense one is "beyond",
+and is compared with the widest of them, whose time is a lower bound of that of a dense layer as good.
 """
 
 import json
@@ -102,8 +103,9 @@ def speedups(rows: Iterable[Row], layers: Sequence[KnownLayer]) -> list[Row]:
 
     Returns:
         Rows of "pass", "tokens", "layer", "loss", "seconds", "precision", and of the dense layer of that loss
-        "dense_width", "dense_seconds", "dense_precision", and "speedup"; the last four None where there is none, and
-        "beyond" whether that is because the layer is better than all dense ones.
+        "dense_width", "dense_seconds", "dense_precision", and "speedup"; the last four None where the layer is worse
+        than all dense ones. "beyond" says that it is better than all of them: then they are of the widest one, and the
+        speedup is at least that.
     """
     curve = dense_curve(layers)
     by_call: dict[Any, dict[tuple[str, str], float]] = defaultdict(lambda: defaultdict(lambda: math.inf))
@@ -117,7 +119,8 @@ def speedups(rows: Iterable[Row], layers: Sequence[KnownLayer]) -> list[Row]:
             if layer.width or not allowed:
                 continue
             precision = min(allowed, key=lambda p: allowed[p])
-            width = equal_width(layer.loss, curve)
+            beyond = layer.loss < curve[-1].loss
+            width = curve[-1].width if beyond else equal_width(layer.loss, curve)
             dense = None if width is None else _dense_time(width, curve, times)
             found.append(
                 {
@@ -131,7 +134,7 @@ def speedups(rows: Iterable[Row], layers: Sequence[KnownLayer]) -> list[Row]:
                     "dense_seconds": None if dense is None else dense[0],
                     "dense_precision": None if dense is None else dense[1],
                     "speedup": None if dense is None else dense[0] / allowed[precision],
-                    "beyond": layer.loss < curve[-1].loss,
+                    "beyond": beyond,
                 }
             )
     return found

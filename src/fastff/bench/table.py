@@ -45,10 +45,11 @@ def equal_loss_table(found: list[Row]) -> Table:
         shown.add_section()
         shown.add_row(Text(f"{kind}, {tokens} {'token' if tokens == 1 else 'tokens'}", style="bold"))
         for row in rows:
-            dense = ["beyond" if row["beyond"] else "below", "–", "–", "–"]
+            dense = ["below", "–", "–", "–"]
             if row["speedup"] is not None:
                 seconds, speedup = duration(row["dense_seconds"]), _three_digits(row["speedup"])
-                dense = [f"{row['dense_width']:.0f}", seconds, row["dense_precision"], speedup]
+                more = "> " if row["beyond"] else ""
+                dense = [f"{more}{row['dense_width']:.0f}", seconds, row["dense_precision"], f"{more}{speedup}"]
             own = [f"  {row['layer']}", f"{row['loss']:.3f}", duration(row["seconds"]), row["precision"]]
             shown.add_row(*map(Text, (*own, *dense)))
     return shown
