@@ -191,7 +191,7 @@ static void check_int8(int64_t T_, int64_t K, int64_t D, int64_t I, int64_t O, i
                        bool bias, int64_t R, int64_t master) {
   int64_t N = (int64_t(1) << D) - 1, L = N + 1, features = R ? R : I, M = K * (N + L * W);
   int64_t P = K * (N * S + L * (W * leaf_S + bias)), columns = padded_to_line(features), inputs = padded_to_line(I);
-  int64_t blocks = padded_to_line(O) / 64, fours = (master + 3) / 4, dense = (R ? columns : 0) + 4 * fours;
+  int64_t blocks = padded_to_line(O) / 64, fours = (master + 3) / 4, dense = (R ? columns : 0) + padded_to_line(master);
   auto bytes = [](int64_t n, int64_t used, int64_t all) {  // rows of `all`, of which the columns after `used` are 0
     std::vector<uint8_t> v(n * all, 128);
     for (int64_t i = 0; i < n * all; i++)
@@ -208,6 +208,10 @@ static void check_int8(int64_t T_, int64_t K, int64_t D, int64_t I, int64_t O, i
   std::vector<float> dense_bias = floats(master, 0.1, 0);
   std::vector<uint8_t> in_rows = bytes(M, features, columns), out_rows = bytes(blocks * P, 64, 64);
   std::vector<uint8_t> dense_rows = bytes(dense, I, inputs), master_rows = bytes(blocks * fours, 256, 256);
+  std::vector<uint8_t> together(dense_rows.size());  // four features of 64 rows
+  for (int64_t r = 0; r < dense; r++)
+    for (int64_t i = 0; i < inputs; i++)
+      together[r / 64 * 64 * inputs + i / 4 * 256 + r % 64 * 4 + i % 4] = dense_rows[r * inputs + i];
 
   std::vector<float> y(T_ * O, NAN), logits(D * T_ * K);
   std::vector<int64_t> leaf(T_ * K);
@@ -215,7 +219,7 @@ static void check_int8(int64_t T_, int64_t K, int64_t D, int64_t I, int64_t O, i
   a.T = T_, a.K = K, a.D = D, a.I = I, a.O = O, a.S = S, a.W = W, a.leaf_S = leaf_S, a.R = features, a.leaf_bias = bias;
   a.activation = Activation::relu, a.x = x.data(), a.in_rows = in_rows.data(), a.in_scale = in_scale.data();
   a.in_bias = in_bias.data(), a.out_rows = out_rows.data(), a.out_count = P, a.out_scale = out_scale.data();
-  a.projects = R > 0, a.master = master, a.dense_rows = dense ? dense_rows.data() : nullptr;
+  a.projects = R > 0, a.master = master, a.dense_rows = dense ? together.data() : nullptr;
   a.dense_scale = dense_scale.data(), a.dense_bias = dense_bias.data(), a.master_rows = master_rows.data();
   a.y = y.data(), a.logits = logits.data(), a.leaf = leaf.data();
   tree_int8<float>(a, Pool{1, nullptr});

@@ -102,7 +102,7 @@ struct TreeInt8 {
   const float* out_scale;         // (P + master,)
   bool projects;      // whether decisions and leaves see LayerNorm(P x)
   int64_t master;     // hidden neurons of the master leaf, which every token runs
-  const uint8_t* dense_rows;  // (R of P, if it projects, then master to a multiple of 4, I) or null
+  const uint8_t* dense_rows;  // (rows / 64, I / 4, 64, 4), R of P, if it projects, then the master leaf's; or null
   const float* dense_scale;   // as many
   const float* dense_bias;    // (master,)
   const uint8_t* master_rows;  // (O / 64, master / 4, 64, 4), its output rows, four interleaved

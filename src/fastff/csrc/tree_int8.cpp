@@ -53,8 +53,8 @@ static std::tuple<Tensor, Tensor, Tensor> tree_int8(Tensor x, std::vector<Tensor
   check("out_rows", weights[3], ScalarType::Byte, {blocks, P, kLine});
   check("out_scale", weights[4], ScalarType::Float, {P + a.master});
   if (count == 9) {
-    int64_t rows = (a.projects ? columns : 0) + (a.master + 3) / 4 * 4;
-    check("dense_rows", weights[5], ScalarType::Byte, {rows, whole_lines(a.I)});
+    int64_t rows = (a.projects ? columns : 0) + whole_lines(a.master);
+    check("dense_rows", weights[5], ScalarType::Byte, {rows / kLine, whole_lines(a.I) / 4, kLine, 4});
     check("dense_scale", weights[6], ScalarType::Float, {rows});
     check("dense_bias", weights[7], ScalarType::Float, {a.master});
     check("master_rows", weights[8], ScalarType::Byte, {blocks, (a.master + 3) / 4, kLine, 4});

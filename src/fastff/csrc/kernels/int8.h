@@ -109,34 +109,6 @@ inline void dots(const uint8_t* rows, const int32_t* row, const int8_t* const* x
 #endif
 }
 
-// out[4 t + r] = row r . x[t], for four neighbouring rows and four tokens.
-inline void square(const uint8_t* rows, const int8_t* const* x, int64_t n, int32_t* out) {
-#if defined(FASTFF_BYTES) && FASTFF_BYTES == 64
-  Packed sum[kWalkers];
-#pragma GCC unroll 16
-  for (Packed& s : sum) s = Packed{};
-  const int8_t *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-  for (int64_t j = 0; j < n; j += FASTFF_BYTES) {
-    Packed v[4] = {load_packed(x0 + j), load_packed(x1 + j), load_packed(x2 + j), load_packed(x3 + j)};
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-      Packed row = load_packed(rows + r * n + j);
-#pragma GCC unroll 4
-      for (int t = 0; t < 4; t++) sum[4 * t + r] = dot4(sum[4 * t + r], row, v[t]);
-    }
-  }
-  sum_lanes(sum, out);
-#else
-  const int8_t* each[kWalkers];
-  int32_t row[kWalkers];
-  for (int i = 0; i < kWalkers; i++) {
-    each[i] = x[i / 4];
-    row[i] = i % 4;
-  }
-  dots(rows, row, each, n, out);
-#endif
-}
-
 // Sums of kColumnBlock columns, in their order.
 struct ColumnSums {
   Ints part[kColumnBlock / kLanes];
@@ -191,20 +163,35 @@ inline ColumnSums add_terms(const uint8_t* rows, const int32_t* row, const int8_
   return result;
 }
 
-// Adds n terms (a multiple of 4) whose rows all tokens have: rows[i / 4][column][i % 4], so that nothing is interleaved
-// here; the zero point stays in, if not kCentred.
-inline void add_shared(ColumnSums& sums, const uint8_t* rows, const int8_t* factor, int64_t n) {
+// Tokens that share a pass over rows that all have: their sums have to fit the registers.
+#if defined(FASTFF_BYTES)
+constexpr int kSharedTokens = FASTFF_BYTES == 64 ? 4 : 1;
+#else
+constexpr int kSharedTokens = 1;
+#endif
+
+// Adds to the sums of each token n terms (a multiple of 4) whose rows all tokens have: rows[i / 4][column][i % 4], so that
+// nothing is interleaved here, and no sum is over lanes; the zero point stays in, if not kCentred.
+inline void add_shared(ColumnSums (&sums)[kSharedTokens], const uint8_t* rows,
+                       const int8_t* const (&factor)[kSharedTokens], int64_t n) {
 #if defined(FASTFF_BYTES)
   constexpr int kParts = 4 * kColumnBlock / FASTFF_BYTES;
-  Packed part[kParts];
+  Packed part[kSharedTokens][kParts];
   memcpy(part, &sums, sizeof part);
   for (int64_t i = 0; i < n; i += 4) {
-    int32_t four;
-    memcpy(&four, factor + i, 4);
-    Packed f = broadcast4(four);
+    Packed f[kSharedTokens];
+#pragma GCC unroll 4
+    for (int t = 0; t < kSharedTokens; t++) {
+      int32_t four;
+      memcpy(&four, factor[t] + i, 4);
+      f[t] = broadcast4(four);
+    }
 #pragma GCC unroll 8
-    for (int p = 0; p < kParts; p++)
-      part[p] = dot4(part[p], load_packed(rows + i * kColumnBlock + p * FASTFF_BYTES), f);
+    for (int p = 0; p < kParts; p++) {
+      Packed row = load_packed(rows + i * kColumnBlock + p * FASTFF_BYTES);
+#pragma GCC unroll 4
+      for (int t = 0; t < kSharedTokens; t++) part[t][p] = dot4(part[t][p], row, f[t]);
+    }
   }
   memcpy(&sums, part, sizeof part);
 #else
@@ -212,7 +199,7 @@ inline void add_shared(ColumnSums& sums, const uint8_t* rows, const int8_t* fact
   memcpy(sum, &sums, sizeof sum);
   for (int64_t i = 0; i < n; i++)
     for (int c = 0; c < kColumnBlock; c++)
-      sum[c] += factor[i] * (int32_t(rows[i / 4 * 4 * kColumnBlock + 4 * c + i % 4]) - 128);
+      sum[c] += factor[0][i] * (int32_t(rows[i / 4 * 4 * kColumnBlock + 4 * c + i % 4]) - 128);
   memcpy(&sums, sum, sizeof sum);
 #endif
 }

@@ -69,23 +69,35 @@ class TreeInt8Pass {
     int64_t blocks = divide_up(a_.O, kColumnBlock), count = terms.count, shared = shared_terms();
     int64_t ahead = most(1, kAhead / count);
     auto block = [&](int64_t c) { return a_.out_rows + c * a_.out_count * kColumnBlock; };
-    for (int64_t c = 0; c < blocks; c++) {
-      for (int64_t t = 0; t < n; t++) {
-        int64_t next = c * n + t + ahead;
-        if (next < blocks * n) {
-          const uint8_t* rows = block(next / n);
-          const int32_t* row = terms.row + next % n * count;
-          for (int64_t i = 0; i < count; i++) __builtin_prefetch(rows + int64_t(row[i]) * kColumnBlock);
-          const T* y = (const T*)a_.y + (first + next % n) * a_.O + next / n * kColumnBlock;
-          for (size_t i = 0; i < kColumnBlock * sizeof(T); i += 64) __builtin_prefetch((const char*)y + i, 1);
+    auto ask = [&](int64_t next) {
+      if (next >= blocks * n) return;
+      const uint8_t* rows = block(next / n);
+      const int32_t* row = terms.row + next % n * count;
+      for (int64_t i = 0; i < count; i++) __builtin_prefetch(rows + int64_t(row[i]) * kColumnBlock);
+      const T* y = (const T*)a_.y + (first + next % n) * a_.O + next / n * kColumnBlock;
+      for (size_t i = 0; i < kColumnBlock * sizeof(T); i += 64) __builtin_prefetch((const char*)y + i, 1);
+    };
+    for (int64_t c = 0; c < blocks; c++)
+      for (int64_t t = 0; t < n; t += kSharedTokens) {
+        ColumnSums sums[kSharedTokens];
+        const int8_t* factor[kSharedTokens];
+        int together = int(least(kSharedTokens, n - t));
+        for (int i = 0; i < kSharedTokens; i++) {
+          int64_t token = t + least(i, together - 1);
+          factor[i] = terms.factor + token * terms.all;
+          if (i < together) ask(c * n + token + ahead);
+          if (i < together)
+            sums[i] = add_terms(block(c), terms.row + token * count, factor[i], count, terms.of[token].total);
         }
-        const int8_t* factor = terms.factor + t * terms.all;
-        ColumnSums sums = add_terms(block(c), terms.row + t * count, factor, count, terms.of[t].total);
-        if (shared) add_shared(sums, a_.master_rows + c * shared * kColumnBlock, factor + count, shared);
-        write(sums, terms.of[t].scale, (T*)a_.y + (first + t) * a_.O + c * kColumnBlock,
-              least(kColumnBlock, a_.O - c * kColumnBlock));
+        if (shared) {
+          const int8_t* all[kSharedTokens];
+          for (int i = 0; i < kSharedTokens; i++) all[i] = factor[i] + count;
+          add_shared(sums, a_.master_rows + c * shared * kColumnBlock, all, shared);
+        }
+        for (int i = 0; i < together; i++)
+          write(sums[i], terms.of[t + i].scale, (T*)a_.y + (first + t + i) * a_.O + c * kColumnBlock,
+                least(kColumnBlock, a_.O - c * kColumnBlock));
       }
-    }
   }
 
  private:
@@ -109,20 +121,21 @@ class TreeInt8Pass {
   // Products with the rows that every token has: LayerNorm of the projection, in bytes again, and the hidden neurons of
   // the master leaf.
   void project(int64_t n, int8_t* q, Quantised* x, int8_t* z, float* hidden) const {
-    int64_t rank = a_.projects ? R_ : 0, rows = rank + divide_up(a_.master, 4) * 4;
-    Scratch<float> value(4 * rows);
-    for (int64_t t = 0; t < n; t += 4) {
-      const int8_t* token[4];
-      int count = int(least(4, n - t));
-      for (int i = 0; i < 4; i++) token[i] = q + (t + least(i, count - 1)) * I_;
-      for (int64_t r = 0; r < rows; r += 4) {
-        int32_t dot[kWalkers];
-        square(a_.dense_rows + r * I_, token, I_, dot);
-        for (int i = 0; i < count; i++)
-          for (int e = 0; e < 4; e++) {
-            int32_t sum = dot[4 * i + e] - (kCentred ? 0 : 128 * x[t + i].total);
-            value[i * rows + r + e] = float(sum) * (x[t + i].scale * a_.dense_scale[r + e]);
-          }
+    int64_t rank = a_.projects ? R_ : 0, rows = rank + whole_lines(a_.master);
+    Scratch<float> value(kSharedTokens * rows);
+    for (int64_t t = 0; t < n; t += kSharedTokens) {
+      const int8_t* token[kSharedTokens];
+      int count = int(least(kSharedTokens, n - t));
+      for (int i = 0; i < kSharedTokens; i++) token[i] = q + (t + least(i, count - 1)) * I_;
+      for (int64_t r = 0; r < rows; r += kColumnBlock) {
+        ColumnSums sums[kSharedTokens] = {};
+        add_shared(sums, a_.dense_rows + r * I_, token, I_);
+        for (int i = 0; i < count; i++) {
+          int32_t zero = kCentred ? 0 : 128 * x[t + i].total;
+          for (int64_t e = 0; e < kColumnBlock; e += kLanes)
+            store_plain(value + i * rows + r + e, __builtin_convertvector(sums[i].part[e / kLanes] - zero, Vec) *
+                                                      (x[t + i].scale * load_as<Vec>(a_.dense_scale + r + e)));
+        }
       }
       for (int i = 0; i < count; i++) {
         float* v = value + i * rows;

@@ -70,7 +70,7 @@ def quantise_tree(
         dense.append(F.pad(projection.detach(), (0, 0, 0, padded(R) - R)))
     if master is not None:
         neurons = len(master.w1)
-        dense.append(F.pad(master.w1.detach(), (0, 0, 0, -neurons % 4)))
+        dense.append(F.pad(master.w1.detach(), (0, 0, 0, padded(neurons) - neurons)))
         outs.append(master.w2)
     in_rows, in_scale = quantise_rows(torch.cat(ins))
     out_rows, out_scale = quantise_rows(torch.cat(outs))
@@ -84,5 +84,7 @@ def quantise_tree(
     tree = Int8Tree(_placed(in_rows), in_scale, bias, _placed(blocks[:, :own]), out_scale)
     if dense:
         dense_bias = out_scale.new_empty(0) if master is None else master.b1.detach().float()
-        tree = Int8Tree(*tree[:5], *quantise_rows(torch.cat(dense)), dense_bias, fours.contiguous())
+        rows, scale = quantise_rows(torch.cat(dense))
+        rows = rows.view(-1, COLUMN_BLOCK, rows.shape[1] // 4, 4).transpose(1, 2)
+        tree = Int8Tree(*tree[:5], _placed(rows), scale, dense_bias, _placed(fours))
     return tree, shape

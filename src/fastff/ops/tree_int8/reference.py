@@ -31,9 +31,9 @@ class Int8Tree(NamedTuple):
         out_rows, out_scale: (C, P, 64) uint8 and (P + master,) float32, C blocks of 64 columns: the K * N * S rows of
             nodes, then those of leaf neurons, then, with leaf_bias, one for each of the K * L leaves; of the master
             leaf's rows the scales alone.
-        dense_rows, dense_scale: rows that every token is multiplied with, (rows, I padded) uint8 and (rows,), or None:
-            with a rank those of the projection P, to a multiple of 64, as nodes and leaves then see LayerNorm(P x) in
-            place of x; then those of the master leaf, to a multiple of 4.
+        dense_rows, dense_scale: rows that every token is multiplied with, (rows / 64, I padded / 4, 64, 4) uint8, four
+            features of 64 rows together, and (rows,), or None: with a rank those of the projection P, as nodes and
+            leaves then see LayerNorm(P x) in place of x, then those of the master leaf, both to a multiple of 64.
         dense_bias: (master,) float32, or None.
         master_rows: (C, master / 4, 64, 4) uint8, the output rows of the master leaf, four interleaved, or None.
     """
@@ -107,7 +107,7 @@ def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -
     q, scale = quantise_tokens(x)
     terms: list[tuple[Tensor, Tensor]] = []  # (T, ...): rows, and what they are multiplied with
     if tree.dense_rows is not None and tree.dense_scale is not None and tree.dense_bias is not None:
-        rows = tree.dense_rows[:, : x.shape[1]].double() - ZERO_POINT
+        rows = tree.dense_rows.transpose(1, 2).flatten(2).flatten(0, 1)[:, : x.shape[1]].double() - ZERO_POINT
         z = (q @ rows.T).float() * (scale * tree.dense_scale)
         if master:
             first = padded(rank)
