@@ -18,6 +18,7 @@ X86 = {
     "avx512": AVX512,
     "avx512vnni": VNNI,
     "avx512bf16": [*VNNI, "-mavx512bf16"],
+    "avx512amx": [*VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8"],
 }
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

@@ -11,7 +11,7 @@ from fastff.ops import instruction_set
 
 pytestmark = pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels")
 
-SETS = ("baseline", "avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16")  # from the least on
+SETS = ("baseline", "avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16", "avx512amx")  # from the least on
 BEST = instruction_set()
 
 

@@ -6,11 +6,16 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "arguments.h"
 
 #if defined(__x86_64__)
-#define FASTFF_SETS(set) set(avx512bf16) set(avx512vnni) set(avx512) set(avx2vnni) set(avx2) set(baseline)
+#define FASTFF_SETS(set) \
+  set(avx512amx) set(avx512bf16) set(avx512vnni) set(avx512) set(avx2vnni) set(avx2) set(baseline)
 #else
 #define FASTFF_SETS(set) set(baseline)
 #endif
@@ -29,6 +34,21 @@ static bool has_avx_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
+
+// Tiles and their products of bytes: bits 24 and 25 of EDX of leaf 7. The system must keep the tiles when it changes
+// threads, bits 17 and 18 of XCR0, and Linux wants to be asked for them, once a process.
+static bool has_amx_int8() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0, low = 0, high = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 24 & 3) != 3) return false;
+  if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  // no XCR0 to read
+  asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr long kAskForPermission = 0x1023, kTileData = 18;
+  return (low >> 17 & 3) == 3 && !syscall(SYS_arch_prctl, kAskForPermission, kTileData);
+#else
+  return false;
+#endif
+}
 #endif
 
 static bool runs(const char* name) {
@@ -43,7 +63,9 @@ static bool runs(const char* name) {
   if (!strcmp(name, "avx2vnni")) return avx2 && has_avx_vnni();
   if (!strcmp(name, "avx512")) return avx512;
   if (!strcmp(name, "avx512vnni")) return avx512vnni;
-  if (!strcmp(name, "avx512bf16")) return avx512vnni && __builtin_cpu_supports("avx512bf16");
+  bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
+  if (!strcmp(name, "avx512bf16")) return avx512bf16;
+  if (!strcmp(name, "avx512amx")) return avx512bf16 && has_amx_int8();
 #endif
   return true;
 }

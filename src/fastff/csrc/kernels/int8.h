@@ -163,25 +163,24 @@ inline ColumnSums add_terms(const uint8_t* rows, const int32_t* row, const int8_
   return result;
 }
 
-// Tokens that share a pass over rows that all have: their sums have to fit the registers.
-#if defined(FASTFF_BYTES)
-constexpr int kSharedTokens = FASTFF_BYTES == 64 ? 4 : 1;
+// Tokens that share a pass over rows that all have: their sums have to fit the registers, or tiles.
+#if FASTFF_BYTES == 64
+constexpr int kTogether = 4;
 #else
-constexpr int kSharedTokens = 1;
+constexpr int kTogether = 1;
 #endif
 
-// Adds to the sums of each token n terms (a multiple of 4) whose rows all tokens have: rows[i / 4][column][i % 4], so that
-// nothing is interleaved here, and no sum is over lanes; the zero point stays in, if not kCentred.
-inline void add_shared(ColumnSums (&sums)[kSharedTokens], const uint8_t* rows,
-                       const int8_t* const (&factor)[kSharedTokens], int64_t n) {
+// Adds to the sums of kTogether tokens n terms (a multiple of 4), as `add_shared` does.
+inline void add_shared_together(ColumnSums (&sums)[kTogether], const uint8_t* rows,
+                                const int8_t* const (&factor)[kTogether], int64_t n) {
 #if defined(FASTFF_BYTES)
   constexpr int kParts = 4 * kColumnBlock / FASTFF_BYTES;
-  Packed part[kSharedTokens][kParts];
+  Packed part[kTogether][kParts];
   memcpy(part, &sums, sizeof part);
   for (int64_t i = 0; i < n; i += 4) {
-    Packed f[kSharedTokens];
+    Packed f[kTogether];
 #pragma GCC unroll 4
-    for (int t = 0; t < kSharedTokens; t++) {
+    for (int t = 0; t < kTogether; t++) {
       int32_t four;
       memcpy(&four, factor[t] + i, 4);
       f[t] = broadcast4(four);
@@ -190,7 +189,7 @@ inline void add_shared(ColumnSums (&sums)[kSharedTokens], const uint8_t* rows,
     for (int p = 0; p < kParts; p++) {
       Packed row = load_packed(rows + i * kColumnBlock + p * FASTFF_BYTES);
 #pragma GCC unroll 4
-      for (int t = 0; t < kSharedTokens; t++) part[t][p] = dot4(part[t][p], row, f[t]);
+      for (int t = 0; t < kTogether; t++) part[t][p] = dot4(part[t][p], row, f[t]);
     }
   }
   memcpy(&sums, part, sizeof part);
@@ -202,6 +201,84 @@ inline void add_shared(ColumnSums (&sums)[kSharedTokens], const uint8_t* rows,
       sum[c] += factor[0][i] * (int32_t(rows[i / 4 * 4 * kColumnBlock + 4 * c + i % 4]) - 128);
   memcpy(&sums, sum, sizeof sum);
 #endif
+}
+
+#if defined(__AMX_INT8__)
+constexpr int kSharedTokens = 16;  // rows of a tile
+
+// While one lives, a thread's tiles are of sixteen rows of 64 bytes.
+class Tiles {
+ public:
+  Tiles() {
+    alignas(64) struct {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shape;
+    _tile_loadconfig(&shape);
+  }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+// The first terms, a multiple of 64, of sixteen tokens; returns how many. Four tiles of sums, sixteen columns each.
+inline int64_t add_shared_tiles(ColumnSums* sums, const uint8_t* rows, const int8_t* factor, int64_t stride, int64_t n) {
+  int32_t* sum = (int32_t*)sums;
+  constexpr int64_t kSums = sizeof(ColumnSums), kFours = 4 * kColumnBlock;  // bytes from a row of a tile to the next
+  int64_t whole = n / 64 * 64;
+  if (!whole) return 0;
+  _tile_loadd(0, sum, kSums);
+  _tile_loadd(1, sum + 16, kSums);
+  _tile_loadd(2, sum + 32, kSums);
+  _tile_loadd(3, sum + 48, kSums);
+  for (int64_t i = 0; i < whole; i += 64) {
+    const uint8_t* r = rows + i * kColumnBlock;
+    _tile_loadd(4, factor + i, stride);
+    _tile_loadd(5, r, kFours);
+    _tile_loadd(6, r + 64, kFours);
+    _tile_dpbsud(0, 4, 5);
+    _tile_dpbsud(1, 4, 6);
+    _tile_loadd(5, r + 128, kFours);
+    _tile_loadd(6, r + 192, kFours);
+    _tile_dpbsud(2, 4, 5);
+    _tile_dpbsud(3, 4, 6);
+  }
+  _tile_stored(0, sum, kSums);
+  _tile_stored(1, sum + 16, kSums);
+  _tile_stored(2, sum + 32, kSums);
+  _tile_stored(3, sum + 48, kSums);
+  return whole;
+}
+#else
+constexpr int kSharedTokens = kTogether;
+struct Tiles {
+  Tiles() {}
+};
+#endif
+
+// Adds to the sums of `tokens`, at most kSharedTokens, n terms (a multiple of 4) whose rows all tokens have: rows
+// [i / 4][column][i % 4], so that nothing is interleaved here, and no sum is over lanes; the zero point stays in, if not
+// kCentred. A token's factors begin `stride` after those of the one before it.
+inline void add_shared(ColumnSums* sums, int tokens, const uint8_t* rows, const int8_t* factor, int64_t stride,
+                       int64_t n) {
+  int64_t done = 0;
+#if defined(__AMX_INT8__)
+  if (tokens == kSharedTokens) done = add_shared_tiles(sums, rows, factor, stride, n);
+#endif
+  if (done == n) return;
+  for (int t = 0; t < tokens; t += kTogether) {
+    ColumnSums own[kTogether];
+    const int8_t* factors[kTogether];
+    int count = tokens - t < kTogether ? tokens - t : kTogether;
+    for (int i = 0; i < kTogether; i++) {
+      int token = t + (i < count ? i : 0);
+      own[i] = sums[token];
+      factors[i] = factor + token * stride + done;
+    }
+    add_shared_together(own, rows + done * kColumnBlock, factors, n - done);
+    for (int i = 0; i < count; i++) sums[t + i] = own[i];
+  }
 }
 
 // Elements in their own order, not in groups.

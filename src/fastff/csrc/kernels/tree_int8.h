@@ -79,21 +79,15 @@ class TreeInt8Pass {
     };
     for (int64_t c = 0; c < blocks; c++)
       for (int64_t t = 0; t < n; t += kSharedTokens) {
-        ColumnSums sums[kSharedTokens];
-        const int8_t* factor[kSharedTokens];
+        alignas(64) ColumnSums sums[kSharedTokens];
+        const int8_t* factor = terms.factor + t * terms.all;
         int together = int(least(kSharedTokens, n - t));
-        for (int i = 0; i < kSharedTokens; i++) {
-          int64_t token = t + least(i, together - 1);
-          factor[i] = terms.factor + token * terms.all;
-          if (i < together) ask(c * n + token + ahead);
-          if (i < together)
-            sums[i] = add_terms(block(c), terms.row + token * count, factor[i], count, terms.of[token].total);
+        for (int i = 0; i < together; i++) {
+          ask(c * n + t + i + ahead);
+          sums[i] = add_terms(block(c), terms.row + (t + i) * count, factor + i * terms.all, count, terms.of[t + i].total);
         }
-        if (shared) {
-          const int8_t* all[kSharedTokens];
-          for (int i = 0; i < kSharedTokens; i++) all[i] = factor[i] + count;
-          add_shared(sums, a_.master_rows + c * shared * kColumnBlock, all, shared);
-        }
+        if (shared)
+          add_shared(sums, together, a_.master_rows + c * shared * kColumnBlock, factor + count, terms.all, shared);
         for (int i = 0; i < together; i++)
           write(sums[i], terms.of[t + i].scale, (T*)a_.y + (first + t + i) * a_.O + c * kColumnBlock,
                 least(kColumnBlock, a_.O - c * kColumnBlock));
@@ -124,12 +118,10 @@ class TreeInt8Pass {
     int64_t rank = a_.projects ? R_ : 0, rows = rank + whole_lines(a_.master);
     Scratch<float> value(kSharedTokens * rows);
     for (int64_t t = 0; t < n; t += kSharedTokens) {
-      const int8_t* token[kSharedTokens];
       int count = int(least(kSharedTokens, n - t));
-      for (int i = 0; i < kSharedTokens; i++) token[i] = q + (t + least(i, count - 1)) * I_;
       for (int64_t r = 0; r < rows; r += kColumnBlock) {
-        ColumnSums sums[kSharedTokens] = {};
-        add_shared(sums, a_.dense_rows + r * I_, token, I_);
+        alignas(64) ColumnSums sums[kSharedTokens] = {};
+        add_shared(sums, count, a_.dense_rows + r * I_, q + t * I_, I_, I_);
         for (int i = 0; i < count; i++) {
           int32_t zero = kCentred ? 0 : 128 * x[t + i].total;
           for (int64_t e = 0; e < kColumnBlock; e += kLanes)
@@ -272,6 +264,7 @@ void tree_int8(const TreeInt8& a, const Pool& pool) {
     Scratch<int8_t> factor(n * all);
     Scratch<Quantised> of(n);
     Terms terms{count, all, row, factor, of};
+    Tiles tiles;
     for (int64_t t = 0; t < n; t += kPathTokens)
       pass.paths(first + t, least(kPathTokens, n - t), terms.from(t));
     pass.put_out(first, n, terms);
