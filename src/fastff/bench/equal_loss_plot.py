@@ -1,5 +1,6 @@
 """The picture of speed at equal loss: time against loss, the dense layers as a line, all others as points."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fastff.plot_style import STYLE, colour_of
 
 COLUMNS = 4
 MARGIN = 0.02  # of loss, above the worst layer that is shown and below the best
+HEIGHT, LINE = 165, 9  # of a panel and of a name, in points
 
 
 def plot_equal_loss(rows: Sequence[Row], layers: Sequence[KnownLayer], found: Sequence[Row], path: Path) -> Path:
@@ -39,10 +41,10 @@ def plot_equal_loss(rows: Sequence[Row], layers: Sequence[KnownLayer], found: Se
         axes = figure.subplots(lines, COLUMNS, squeeze=False, sharey=True).flatten()
         for ax in axes[len(calls) :]:
             ax.set_axis_off()
+        axes[0].set_ylim(min(layer.loss for layer in layers) - MARGIN, curve[0].loss + MARGIN)
         for ax, call in zip(axes, calls, strict=False):
             own = [row for row in rows if (row["pass"], row["tokens"]) == call]
             _panel(ax, call, own, curve, [row for row in shown if (row["pass"], row["tokens"]) == call])
-        axes[0].set_ylim(min(layer.loss for layer in layers) - MARGIN, curve[0].loss + MARGIN)
         for ax in axes[::COLUMNS]:
             ax.set_ylabel("validation loss (nats)")
         figure.suptitle("Left and down is better: time of a call against loss, each layer in its fastest precision")
@@ -62,10 +64,14 @@ def _panel(
     ax.plot(x, y, marker="o", markersize=4, color=colour_of("dense"))
     for layer in dense:
         _name(ax, f"{layer.width}", times[layer.text], layer.loss, "dense", left=True)
-    for row in found:
+    low, high = ax.get_ylim()
+    points, below = HEIGHT / (high - low), math.inf
+    for row in sorted(found, key=lambda row: -row["loss"]):  # names of about equal losses go below each other
         kind_of_layer = row["layer"].partition(":")[0]
         ax.plot([row["seconds"]], [row["loss"]], marker="^", markersize=6, color=colour_of(kind_of_layer))
-        _name(ax, short_name(row["layer"]), row["seconds"], row["loss"], kind_of_layer)
+        below = min(row["loss"] * points, below - LINE)
+        shift = below - row["loss"] * points
+        _name(ax, short_name(row["layer"]), row["seconds"], row["loss"], kind_of_layer, shift=shift)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     ax.xaxis.set_minor_formatter(NullFormatter())
@@ -73,8 +79,8 @@ def _panel(
     ax.set_title(f"{kind}, {tokens} token{'s' * (tokens > 1)}")
 
 
-def _name(ax: Axes, text: str, x: float, y: float, kind: str, left: bool = False) -> None:
-    place: dict[str, Any] = {"ha": "right", "xytext": (-5, -9)} if left else {"ha": "left", "xytext": (6, -3)}
+def _name(ax: Axes, text: str, x: float, y: float, kind: str, left: bool = False, shift: float = 0.0) -> None:
+    place: dict[str, Any] = {"ha": "right", "xytext": (-5, -9)} if left else {"ha": "left", "xytext": (7, shift - 3)}
     ax.annotate(text, (x, y), textcoords="offset points", fontsize=7, color=colour_of(kind), **place)
 
 
