@@ -93,7 +93,7 @@ static Tensor in_large_pages(Tensor bytes) {
   bytes = in_order(bytes);
   auto sizes = bytes.sizes();
   Tensor copy = empty(Shape(sizes.begin(), sizes.end()), ScalarType::Byte);
-  memcpy(copy.mutable_data_ptr(), bytes.const_data_ptr(), bytes.numel());
+  if (bytes.numel()) memcpy(copy.mutable_data_ptr(), bytes.const_data_ptr(), bytes.numel());  // null is no source
   return copy;
 }
 
