@@ -347,6 +347,10 @@ inline Quantised quantise(const T* x, int64_t n, int8_t* q, int64_t size) {
   uint32_t bits = largest_lane(larger(larger(most[0], most[1]), larger(most[2], most[3])));
   float largest;
   memcpy(&largest, &bits, sizeof largest);
+  if (bits >= 0x7f800000u) {  // no number or infinite: so will be whatever the scale multiplies
+    memset(q, 0, size);
+    return {largest / 127.0f, 0};
+  }
   float factor = 127.0f / (largest > 1e-30f ? largest : 1e-30f);
   Ints total = {};
   auto put = [&](const T* p, int8_t* to) {
