@@ -29,7 +29,6 @@ struct Slot {
   int64_t row;         // among them, of this slot
   const int64_t* map;  // row of a node or leaf among those that the gradient holds; null: itself
   void* grad;          // null: not asked for
-  bool large = false;  // whether it is too large to stay in a cache until it is read
 
   int64_t target(int64_t code) const {
     int64_t key = code >> shift, block = first + (key >> side);
@@ -133,6 +132,7 @@ struct Outer {
   int count;
   const T* x;
   int64_t columns;
+  bool large = false;  // whether the gradients are too large to stay in a cache until they are read
 };
 
 template <class T>
@@ -143,11 +143,10 @@ inline void outer(const Entries& e, const Outer<T>* sums, int count, const Pool&
   for (int i = 0; i < count; i++) {
     const Outer<T>& sum = sums[i];
     if (!sum.count) continue;
-    bool large = false;
-    for (int s = 0; s < sum.count; s++) large |= sum.slots[s].large;
     for_each(pool, divide_up(sum.columns, width), [&](int64_t task) {
       int64_t begin = task * width, end = least(sum.columns, begin + width);
-      (large ? outer_columns<true, T> : outer_columns<false, T>)(e, sum.slots, sum.count, sum.x, sum.columns, begin, end);
+      auto columns = sum.large ? outer_columns<true, T> : outer_columns<false, T>;
+      columns(e, sum.slots, sum.count, sum.x, sum.columns, begin, end);
     });
   }
 }

@@ -168,8 +168,8 @@ class TreeBackwardPass {
     auto large = [&](int64_t rows, int64_t n) {  // whether a gradient of this tree's rows and as many of the others is
       return least(rows, e.n) * a_.K * n * int64_t(sizeof(T)) > kLarge;
     };
-    bool large_node = large(nodes_, a_.I), large_out = large(nodes_, S * a_.O), large_w1 = large(leaves_, W * a_.I),
-         large_w2 = large(leaves_, W * leaf_S * a_.O), large_b2 = large(leaves_, a_.O);
+    bool large_in = large(nodes_, a_.I) || large(leaves_, W * a_.I);
+    bool large_out = large(nodes_, S * a_.O) || large(leaves_, W * leaf_S * a_.O);
     void* node_weight = part(a_.grad_node_weight, node_map, nodes_ * a_.I);
     void* node_bias = part(a_.grad_node_bias, node_map, nodes_);
     void* node_out = part(a_.grad_node_out, node_map, nodes_ * S * a_.O);
@@ -185,29 +185,29 @@ class TreeBackwardPass {
     int ins = 0, outs = 0, biases = 0;
     for (int level = 0; level < D; level++) {
       int64_t first = (int64_t(1) << level) - 1;
-      Slot slot{f.grad_logit + level, D, D - level, first, 0, 1, 0, node_map, node_weight, large_node};
+      Slot slot{f.grad_logit + level, D, D - level, first, 0, 1, 0, node_map, node_weight};
       if (node_weight) in[ins++] = slot;
       slot.grad = node_bias;
       if (node_bias) bias[biases++] = slot;
       int side = S == 2;
-      if (node_out) out[outs++] = {f.amplitude + level, D, D - level - side, first, side, S, 0, node_map, node_out, large_out};
+      if (node_out) out[outs++] = {f.amplitude + level, D, D - level - side, first, side, S, 0, node_map, node_out};
     }
     for (int w = 0; w < W; w++) {  // a base is what a tree of no level has for its leaf
       const float* hidden = f.grad_hidden + w;
-      if (w1) in[ins++] = {hidden, W, 0, 0, 0, W, w, leaf_map, w1, large_w1};
+      if (w1) in[ins++] = {hidden, W, 0, 0, 0, W, w, leaf_map, w1};
       if (b1) bias[biases++] = {hidden, W, 0, 0, 0, W, w, leaf_map, b1};
       if (base_w1) in[ins++] = {hidden, W, D, 0, 0, W, w, nullptr, base_w1};
       if (base_b1) bias[biases++] = {hidden, W, D, 0, 0, W, w, nullptr, base_b1};
       for (int side = 0; side < leaf_S; side++) {
         const float* active = (side + 1 < leaf_S ? f.active_left : f.active) + w;
         int rows = leaf_S * W, row = leaf_S * w + side;
-        if (w2) out[outs++] = {active, W, 0, 0, 0, rows, row, leaf_map, w2, large_w2};
+        if (w2) out[outs++] = {active, W, 0, 0, 0, rows, row, leaf_map, w2};
         if (base_w2) out[outs++] = {active, W, D, 0, 0, rows, row, nullptr, base_w2};
       }
     }
-    if (b2) out[outs++] = {nullptr, 0, 0, 0, 0, 1, 0, leaf_map, b2, large_b2};
+    if (b2) out[outs++] = {nullptr, 0, 0, 0, 0, 1, 0, leaf_map, b2};
     if (base_b2) out[outs++] = {nullptr, 0, D, 0, 0, 1, 0, nullptr, base_b2};
-    const Outer<T> sums[] = {{in, ins, (const T*)a_.x, a_.I}, {out, outs, (const T*)a_.grad_y, a_.O}};
+    const Outer<T> sums[] = {{in, ins, (const T*)a_.x, a_.I, large_in}, {out, outs, (const T*)a_.grad_y, a_.O, large_out}};
     outer(e, sums, 2, pool);
     for_each(pool, biases, [&](int64_t i) { outer_bias<T>(e, bias[i]); });
 
@@ -224,7 +224,7 @@ class TreeBackwardPass {
       for (int64_t place = 0; place < e.n; place++)
         touched[(int64_t(1) << level) - 1 + (e.code[place] >> (D - level))] = true;
     for_untouched(touched, nodes_, pool, [&](int64_t first, int64_t rows) {
-      zero_rows<T>(node_weight, first, rows, a_.I, large_node);
+      zero_rows<T>(node_weight, first, rows, a_.I, large_in);
       zero_rows<T>(node_bias, first, rows, 1);
     });
     if (S)  // the row of a side is that of a child
@@ -232,10 +232,10 @@ class TreeBackwardPass {
                     [&](int64_t first, int64_t rows) { zero_rows<T>(node_out, first, rows, a_.O, large_out); });
     if (W)
       for_untouched(touched + nodes_, leaves_, pool, [&](int64_t first, int64_t rows) {
-        zero_rows<T>(w1, first, rows, W * a_.I, large_w1);
+        zero_rows<T>(w1, first, rows, W * a_.I, large_in);
         zero_rows<T>(b1, first, rows, W);
-        zero_rows<T>(w2, first, rows, W * leaf_S * a_.O, large_w2);
-        zero_rows<T>(b2, first, rows, a_.O, large_b2);
+        zero_rows<T>(w2, first, rows, W * leaf_S * a_.O, large_out);
+        zero_rows<T>(b2, first, rows, a_.O, large_out);
       });
   }
 
