@@ -94,20 +94,14 @@ struct Ahead {
   }
 };
 
-// What goes on beside a descent: nothing.
-struct Idle {
-  void level(int) const {}
-  void node(int64_t, bool, bool) const {}
-};
-
-// From `level` down to `end`, of D: right where the logit is >= 0, else left (NaN goes left). Calls beside.level(level)
-// before each level, and beside.node(node, left, right) for each node passed, with the sides taken.
-template <class T, class Beside = Idle>
+// From `level` down to `end`, of D: right where the logit is >= 0, else left (NaN goes left). What is ahead is asked for
+// meanwhile, a part at each level.
+template <class T>
 inline void descend(Block<T>& b, const Weights<T>& weights, int64_t I, int64_t D, int level, int end,
-                    const Beside& beside = {}) {
-  for (; level < end; level++) {
+                    const Ahead& ahead = {}) {
+  for (int part = 0, parts = end - level; level < end; level++, part++) {
     int64_t first = (int64_t(1) << level) - 1;
-    beside.level(level);
+    ahead.ask(part, parts);
     // Rows that a child needs next are asked for one pass before they are read.
     const T* below = level + 1 < D ? weights.node + (2 * first + 1) * I : weights.w1.weight;
     int64_t size = level + 1 == D ? weights.w1.W * I : level + 1 < end ? I : 0;
@@ -132,7 +126,6 @@ inline void descend(Block<T>& b, const Weights<T>& weights, int64_t I, int64_t D
       memcpy(b.order + begin + lefts, right, rights * sizeof(int));
       if (lefts) prefetch_row(below + 2 * key * size, size * sizeof(T));
       if (rights) prefetch_row(below + (2 * key + 1) * size, size * sizeof(T));
-      beside.node(first + key, lefts, rights);
     });
   }
 }
@@ -190,10 +183,11 @@ inline void base_dots(const Block<T>& b, const Rows<T>& rows, const int* token, 
   for (int i = 0; i < count; i++) out[i] = b.base[token[i]][w];
 }
 
-// out[token * W + w] = (weight[key, w] + base[w]) . x + bias[key, w] + base_bias[w]
+// out[token * W + w] = (weight[key, w] + base[w]) . x + bias[key, w] + base_bias[w]. Rows of the same leaves that are read
+// next, as many, are asked for meanwhile.
 template <class T>
-inline void row_dots(const Block<T>& b, const Rows<T>& rows, float* out) {
-  int64_t W = rows.W, n = rows.n;
+inline void row_dots(const Block<T>& b, const Rows<T>& rows, float* out, const Rows<T>& next = {}) {
+  int64_t W = rows.W, n = rows.n, size = (1 + next.sides) * next.n;
   auto value = [](const T* p, int64_t i) { return p ? to_float(p[i]) : 0.0f; };
   b.for_runs([&](int begin, int end, int64_t key) {
     for (int i = begin; i < end; i += kDotTokens) {
@@ -203,6 +197,7 @@ inline void row_dots(const Block<T>& b, const Rows<T>& rows, float* out) {
       for (int j = 0; j < count; j++) x[j] = b.x[b.order[i + j]];
       for (int64_t w = 0; w < W; w++) {
         int64_t row = key * W + w;
+        if (next.weight && i == begin) prefetch_row(next.weight + row * size, size * sizeof(T));
         dots(x, count, rows.weight + row * n, n, z);
         if (rows.base) base_dots(b, rows, b.order + i, count, w, x, shared);
         float offset = value(rows.bias, row) + value(rows.base_bias, w);
@@ -314,17 +309,26 @@ class BaseProducts {
   Scratch<float> value_;
 };
 
-// Adds to columns from c on the rows of a leaf, row w times factor[w]; of rows for either side that which z[w] names.
+// Adds to the columns from c on of M tokens the rows of their leaf, row w times factor[m][w]; of rows for either side
+// that which z[m][w] names.
+template <int M, class T, class Columns>
+__attribute__((always_inline)) inline void add_rows(Columns* sum, const Rows<T>& rows, int64_t key, int64_t c,
+                                                    const float* const* factor, const float* const* z) {
+  auto add = [&](const T* leaf) __attribute__((always_inline)) {
+    for (int64_t w = 0; w < rows.W; w++)
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++)
+        sum[m].add(leaf + (rows.sides ? 2 * w + (z[m][w] >= 0.0f) : w) * rows.n + c, factor[m][w]);
+  };
+  if (rows.weight) add(rows.weight + key * rows.W * (1 + rows.sides) * rows.n);
+  if (rows.base) add(rows.base);
+}
+
+// The same for one token.
 template <class T, class Columns>
 inline void add_rows(Columns& columns, const Rows<T>& rows, int64_t key, int64_t c, const float* factor,
                      const float* z = nullptr) {
-  auto row = [&](int64_t leaf, int64_t w) {
-    int64_t neuron = leaf * rows.W + w;
-    return rows.sides ? 2 * neuron + (z[w] >= 0.0f) : neuron;
-  };
-  for (int64_t w = 0; w < rows.W; w++) columns.add(rows.weight + row(key, w) * rows.n + c, factor[w]);
-  if (rows.base)
-    for (int64_t w = 0; w < rows.W; w++) columns.add(rows.base + row(0, w) * rows.n + c, factor[w]);
+  add_rows<1>(&columns, rows, key, c, &factor, &z);
 }
 
 }  // namespace FASTFF_ISA

@@ -27,8 +27,9 @@ struct Columns {
     for (int g = 0; g < G; g++) stream(p + g * kGroup, sum[g]);
   }
   template <class T>
-  void add(const T* row, float factor) {
+  __attribute__((always_inline)) void add(const T* row, float factor) {
     Vec f = broadcast(factor);
+#pragma GCC unroll 12
     for (int g = 0; g < G; g++) {
       Group r = load(row + g * kGroup);
       sum[g].a += f * r.a;

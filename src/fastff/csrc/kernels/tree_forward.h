@@ -19,22 +19,8 @@ inline int last_levels(const Tree& a) {
 }
 constexpr int64_t kSortFrom = 4 * kBlock;  // so many tokens, or fewer, share too few rows to be worth sorting
 
-// Beside the descent of a block of many: what it and the next block will need, and the output rows of nodes passed.
-template <class T>
-struct Asking {
-  const Ahead& ahead;
-  const Weights<T>& weights;
-  const Tree& tree;
-  int from, to;
-
-  void level(int level) const { ahead.ask(level - from, to - from); }
-  void node(int64_t node, bool left, bool right) const {
-    if (!tree.S || to < tree.D) return;
-    const T* out = weights.out + node * tree.S * tree.O;
-    if (tree.S == 1 || left) prefetch_row(out, tree.O * sizeof(T));
-    if (tree.S == 2 && right) prefetch_row(out + tree.O, tree.O * sizeof(T));
-  }
-};
+constexpr int64_t kWideLeaf = 8;   // neurons
+constexpr int kTokensOfLeaf = 8;  // of so many on average the output rows of wide leaves are worth sharing
 
 template <class T>
 class TreeForwardPass {
@@ -75,9 +61,7 @@ class TreeForwardPass {
         if (task + 1 < tasks)
           for (int64_t i = start[task + 1]; i < start[task + 2]; i++)
             ahead.add((const T*)a_.x + (first + order[i]) * a_.I, a_.I * sizeof(T));
-        if (end == a_.D && y)
-          for (int i = 0; i < b.n; i++) ahead.add(row_of(y, token(b, i) - first, a_.O), a_.O * sizeof(Y));
-        descend(b, weights_, a_.I, a_.D, level, end, Asking<T>{ahead, weights_, a_, level, end});
+        descend(b, weights_, a_.I, a_.D, level, end, ahead);
         if (end == a_.D) return put_out(b, first, y, accumulate);
         for (int i = 0; i < b.n; i++) key[order[start[task] + i]] = b.key[i];
       });
@@ -102,6 +86,9 @@ class TreeForwardPass {
     int64_t D = a_.D, W = a_.W, O = a_.O;
     Scratch<float> factor(b.n * D * (a_.S > 0)), hidden(b.n * W), active(b.n * W);
     int64_t row[kBlock];  // of y
+    int leaves = 0;
+    b.for_runs([&](int, int, int64_t) { leaves++; });
+    bool shares = y && W >= kWideLeaf && b.n >= kTokensOfLeaf * leaves;
     for (int i = 0; i < b.n; i++) {
       int64_t t = token(b, i);
       row[i] = t - first;
@@ -110,7 +97,7 @@ class TreeForwardPass {
     }
     if (a_.S) amplitudes(a_.activation, a_.S, factor, b.n * D, factor, nullptr);
     if (W) {
-      row_dots(b, weights_.w1, hidden);
+      row_dots(b, weights_.w1, hidden, shares ? weights_.w2 : Rows<T>{});
       if (a_.hidden)
         for (int i = 0; i < b.n; i++)
           copy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W);
@@ -121,23 +108,59 @@ class TreeForwardPass {
           for (int64_t w = 0; w < W; w++)
             active[i * W + w] *= to_float(((const T*)a_.mask)[((row[i] + first) * a_.K + tree_) * W + w]);
     }
+    // Columns from c on of M tokens of one leaf, which share all rows.
+    auto sum_up = [&]<int M>(auto columns, int64_t c, const int* tokens) {
+      decltype(columns) sum[M];
+      const float *own[M], *z[M], *one[M], unit = 1.0f;
+      for (int m = 0; m < M; m++) {
+        own[m] = active + tokens[m] * W;
+        z[m] = hidden + tokens[m] * W;
+        one[m] = &unit;
+        sum[m] = columns;
+        if (accumulate)
+          sum[m].read(row_of(y, row[tokens[m]], O) + c);
+        else
+          sum[m].zero();
+      }
+      int64_t key = b.key[tokens[0]];
+      for (int level = 0; a_.S && level < D; level++)
+        for (int m = 0; m < M; m++)
+          sum[m].add(weights_.out + output_row(key, level, D, a_.S) * O + c, factor[tokens[m] * D + level]);
+      add_rows<M>(sum, weights_.w2, key, c, own, z);
+      add_rows<M>(sum, weights_.b2, key, c, one, z);
+      for (int m = 0; m < M; m++) sum[m].write(row_of(y, row[tokens[m]], O) + c);
+    };
+    if (shares)
+      return for_columns<kWide / kDotTokens>(0, O, [&](auto columns, int64_t c) {
+        b.for_runs([&](int begin, int end, int64_t) {
+          const int* tokens = b.order + begin;
+          for (; tokens + kDotTokens <= b.order + end; tokens += kDotTokens)
+            sum_up.template operator()<kDotTokens>(columns, c, tokens);
+          for (; tokens < b.order + end; tokens++) sum_up.template operator()<1>(columns, c, tokens);
+        });
+      });
     for_columns(0, O, [&](auto columns, int64_t c) {
       for (int place = 0; place < b.n; place++) {
-        int i = b.order[place];
-        Y* target = row_of(y, row[i], O) + c;
-        if (accumulate)
-          columns.read(target);
-        else
-          columns.zero();
-        if (a_.S)
-          for (int level = 0; level < D; level++)
-            columns.add(weights_.out + output_row(b.key[i], level, D, a_.S) * O + c, factor[i * D + level]);
-        const float one = 1.0f;
-        add_rows(columns, weights_.w2, b.key[i], c, active + i * W, hidden + i * W);
-        add_rows(columns, weights_.b2, b.key[i], c, &one);
-        columns.write(target);
+        if (place + 1 < b.n) {
+          int next = b.order[place + 1];
+          prefetch_row(row_of(y, row[next], O) + c, columns.kColumns * sizeof(Y));
+          ask_path(b.key[next], b.key[b.order[place]], hidden + next * W, c, columns.kColumns * sizeof(T));
+        }
+        sum_up.template operator()<1>(columns, c, b.order + place);
       }
     });
+  }
+
+  // Asks for columns from c on of the output rows of a path that another one, just read, does not share.
+  void ask_path(int64_t key, int64_t read, const float* z, int64_t c, int64_t bytes) const {
+    if (key == read) return;
+    int64_t D = a_.D, S = a_.S, shared = D - 64 + __builtin_clzll(key ^ read);  // decisions
+    for (int64_t level = most(0, shared - (S == 2) + 1); S && level < D; level++)
+      prefetch_row(weights_.out + output_row(key, int(level), D, S) * a_.O + c, bytes);
+    for (int64_t w = 0; w < a_.W; w++) {
+      int64_t neuron = key * a_.W + w, row = a_.leaf_S == 2 ? 2 * neuron + (z[w] >= 0.0f) : neuron;
+      prefetch_row(weights_.w2.weight + row * a_.O + c, bytes);
+    }
   }
 
   const TreeForward& a_;
