@@ -13,7 +13,8 @@ pytestmark = pytest.mark.skipif(instruction_set() is None, reason="this installa
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # T, I, O, K, D, W, S: with and without sorting (more than 6 levels and 256 tokens), several trees for few tokens at a
-# time and for all or 4,096 of them, with odd ends of rows.
+# time and for all or 4,096 of them, with odd ends of rows; leaves of which tokens share output rows; and in 16 bits
+# with output rows copied a few columns at a time, of all trees (4,200 tokens) or one (2,900).
 TREES = [
     (70, 33, 34, 1, 4, 3, 2),
     (600, 16, 9, 1, 9, 1, 1),
@@ -22,6 +23,8 @@ TREES = [
     (257, 200, 3, 1, 0, 5, 0),
     (300, 768, 768, 1, 12, 0, 1),
     (4200, 9, 7, 2, 9, 1, 2),
+    (600, 20, 130, 2, 4, 9, 2),
+    (2900, 6, 70, 3, 9, 3, 2),
 ]
 
 

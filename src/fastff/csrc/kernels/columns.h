@@ -10,6 +10,7 @@ template <int G>
 struct Columns {
   static constexpr int kColumns = G * kGroup;
   Group sum[G];
+  static constexpr int width() { return kColumns; }
   void zero() {
     for (auto& s : sum) s = Group{};
   }
@@ -27,9 +28,8 @@ struct Columns {
     for (int g = 0; g < G; g++) stream(p + g * kGroup, sum[g]);
   }
   template <class T>
-  __attribute__((always_inline)) void add(const T* row, float factor) {
+  void add(const T* row, float factor) {
     Vec f = broadcast(factor);
-#pragma GCC unroll 12
     for (int g = 0; g < G; g++) {
       Group r = load(row + g * kGroup);
       sum[g].a += f * r.a;
@@ -43,6 +43,7 @@ struct LastColumns {
   static constexpr int kColumns = kGroup;
   Group sum;
   int count;
+  int width() const { return count; }
   void zero() { sum = Group{}; }
   template <class T>
   void read(const T* p) {
@@ -73,7 +74,8 @@ template <int G = kWide, class F>
 inline void for_columns(int64_t begin, int64_t end, const F& f) {
   int64_t c = begin;
   for (; c + G * kGroup <= end; c += G * kGroup) f(Columns<G>{}, c);
-  for (; c + 4 * kGroup <= end; c += 4 * kGroup) f(Columns<4>{}, c);
+  if constexpr (G > 4)
+    for (; c + 4 * kGroup <= end; c += 4 * kGroup) f(Columns<4>{}, c);
   for (; c + kGroup <= end; c += kGroup) f(Columns<1>{}, c);
   if (c < end) f(LastColumns{{}, int(end - c)}, c);
 }

@@ -3,6 +3,7 @@
 
 #include "block.h"
 #include "sort.h"
+#include "tree_outputs.h"
 
 namespace FASTFF_ISA {
 
@@ -27,8 +28,8 @@ class TreeForwardPass {
  public:
   TreeForwardPass(const TreeForward& a, int64_t tree) : a_(a), tree_(tree), weights_(a, tree) {}
 
-  // Leaves and hidden neurons of all tokens, of trees of which nothing else puts out: `put_out_leaves` does that of all.
-  void find_leaves(const Pool& pool) { run(0, a_.T, (T*)nullptr, false, pool); }
+  // Logits, leaves and hidden neurons of all tokens, which put out nothing yet.
+  void find_paths(const Pool& pool) { run(0, a_.T, (T*)nullptr, false, pool); }
 
   // Tokens [first, first + n); y, of which the first row is the first token's, gains the tree's output.
   template <class Y>
@@ -84,30 +85,28 @@ class TreeForwardPass {
   template <class Y>
   void put_out(const Block<T>& b, int64_t first, Y* y, bool accumulate) {
     int64_t D = a_.D, W = a_.W, O = a_.O;
-    Scratch<float> factor(b.n * D * (a_.S > 0)), hidden(b.n * W), active(b.n * W);
     int64_t row[kBlock];  // of y
-    int leaves = 0;
-    b.for_runs([&](int, int, int64_t) { leaves++; });
-    bool shares = y && W >= kWideLeaf && b.n >= kTokensOfLeaf * leaves;
     for (int i = 0; i < b.n; i++) {
       int64_t t = token(b, i);
       row[i] = t - first;
       a_.leaf[t * a_.K + tree_] = b.key[i];
-      if (a_.S) copy(factor + i * D, b.logits[i], D);
     }
+    int leaves = 0;
+    b.for_runs([&](int, int, int64_t) { leaves++; });
+    bool shares = y && W >= kWideLeaf && b.n >= kTokensOfLeaf * leaves;
+    Scratch<float> hidden(b.n * W);
+    if (W) row_dots(b, weights_.w1, hidden, shares ? weights_.w2 : Rows<T>{});
+    for (int i = 0; a_.hidden && i < b.n; i++)
+      copy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W);
+    if (!y) return;
+
+    Scratch<float> factor(b.n * D * (a_.S > 0)), active(b.n * W);
+    for (int i = 0; a_.S && i < b.n; i++) copy(factor + i * D, b.logits[i], D);
     if (a_.S) amplitudes(a_.activation, a_.S, factor, b.n * D, factor, nullptr);
-    if (W) {
-      row_dots(b, weights_.w1, hidden, shares ? weights_.w2 : Rows<T>{});
-      if (a_.hidden)
-        for (int i = 0; i < b.n; i++)
-          copy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W);
-      if (!y) return;
-      amplitudes(a_.activation, a_.leaf_S, hidden, b.n * W, active, nullptr);
-      if (a_.mask)
-        for (int i = 0; i < b.n; i++)
-          for (int64_t w = 0; w < W; w++)
-            active[i * W + w] *= to_float(((const T*)a_.mask)[((row[i] + first) * a_.K + tree_) * W + w]);
-    }
+    if (W) amplitudes(a_.activation, a_.leaf_S, hidden, b.n * W, active, nullptr);
+    for (int i = 0; a_.mask && i < b.n; i++)
+      for (int64_t w = 0; w < W; w++)
+        active[i * W + w] *= to_float(((const T*)a_.mask)[((row[i] + first) * a_.K + tree_) * W + w]);
     // Columns from c on of M tokens of one leaf, which share all rows.
     auto sum_up = [&]<int M>(auto columns, int64_t c, const int* tokens) {
       decltype(columns) sum[M];
@@ -133,10 +132,11 @@ class TreeForwardPass {
     if (shares)
       return for_columns<kWide / kDotTokens>(0, O, [&](auto columns, int64_t c) {
         b.for_runs([&](int begin, int end, int64_t) {
-          const int* tokens = b.order + begin;
-          for (; tokens + kDotTokens <= b.order + end; tokens += kDotTokens)
+          for (int place = begin; place < end; place += kDotTokens) {
+            int tokens[kDotTokens];  // the last one again where there are no more
+            for (int m = 0; m < kDotTokens; m++) tokens[m] = b.order[place + m < end ? place + m : end - 1];
             sum_up.template operator()<kDotTokens>(columns, c, tokens);
-          for (; tokens < b.order + end; tokens++) sum_up.template operator()<1>(columns, c, tokens);
+          }
         });
       });
     for_columns(0, O, [&](auto columns, int64_t c) {
@@ -227,10 +227,13 @@ inline void put_out_leaves(const TreeForward& a, int64_t begin, int64_t end) {
   });
 }
 
-// Several trees of which only leaves put out: all their paths first, so that sums need not be kept from tree to tree.
+// In float32, twice as many bytes, copying outputs takes as long as it saves.
 template <class T>
-inline void forest_forward(const TreeForward& a, const Pool& pool) {
-  int64_t many = least(a.T, many_tokens(a.D));
+constexpr bool kCopiesOutputs = sizeof(T) == 2;
+
+// Several trees, all paths first, so that sums need not be kept from tree to tree.
+template <class T>
+inline void forest_forward(const TreeForward& a, int64_t many, const Pool& pool) {
   Scratch<float> hidden(a.hidden ? 0 : many * a.K * a.W);
   for (int64_t first = 0; first < a.T; first += many) {
     TreeForward part = a;
@@ -241,7 +244,12 @@ inline void forest_forward(const TreeForward& a, const Pool& pool) {
     part.leaf = a.leaf + first * a.K;
     part.hidden = a.hidden ? a.hidden + first * a.K * a.W : hidden;
     if (a.mask) part.mask = (const T*)a.mask + first * a.K * a.W;
-    for (int64_t k = 0; k < a.K; k++) TreeForwardPass<T>(part, k).find_leaves(pool);
+    for (int64_t k = 0; k < a.K; k++) TreeForwardPass<T>(part, k).find_paths(pool);
+    if constexpr (kCopiesOutputs<T>)
+      if (a.S) {
+        TreeOutputs<T>(part).run(pool);
+        continue;
+      }
     for_each(pool, divide_up(part.T, kBlock), [&](int64_t i) {
       put_out_leaves<T>(part, i * kBlock, least((i + 1) * kBlock, part.T));
     });
@@ -252,8 +260,8 @@ template <class T>
 void tree_forward(const TreeForward& a, const Pool& pool) {
   T* y = (T*)a.y;
   if (a.K == 1) return TreeForwardPass<T>(a, 0).run(0, a.T, y, false, pool);
-  if (!a.S) return forest_forward<T>(a, pool);
   int64_t many = least(a.T, many_tokens(a.D));
+  if (!a.S || (kCopiesOutputs<T> && TreeOutputs<T>::pays(a))) return forest_forward<T>(a, many, pool);
   // A token's own bytes cost less than rows, as they come in order.
   double passing = 0.7 * double(a.I * sizeof(T) + a.O * sizeof(float));
   if (shared_bytes<T>(a, kFewTokens) - shared_bytes<T>(a, many) > passing) {
