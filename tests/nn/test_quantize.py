@@ -1,4 +1,4 @@
-"""`fastff.quantize`: layers and models in int8, what they compute, how they are saved, and what they refuse."""
+"""`fastff.quantize`: layers and models in int8 or bfloat16, what they compute, how they are saved, and what they refuse."""
 
 import copy
 import io
@@ -131,3 +131,38 @@ def test_trees_that_grow_are_not_quantised():
     layer = fastff.start_growth(LAYERS["tree"]())
     with pytest.raises(ValueError, match="grown to its depth, 3, before it is quantised, has 0"):
         fastff.quantize(layer)
+
+
+ALL = LAYERS | {
+    "dense": lambda: fastff.FeedForward(40, 30, width=20),
+    "moe": lambda: fastff.MoE(40, 30, experts=4, expert_width=5),
+}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_weights_in_bfloat16_under_inputs_of_any_dtype(kind):
+    model = nn.Sequential(nn.Linear(40, 40), ALL[kind](), nn.LayerNorm(30)).eval()
+    layer, x = model[1], torch.randn(7, 9, 40)
+    assert fastff.quantize(model, torch.bfloat16) is model
+    assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+    assert model[0].weight.dtype == model(x).dtype == torch.float32
+    in_bfloat16 = copy.deepcopy(layer)
+    in_bfloat16.casts_input = False
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert torch.equal(layer(x.to(dtype)), in_bfloat16(x.to(dtype).bfloat16()).to(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), in_bfloat16(x))
+    model(x).sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0
+    loaded = fastff.quantize(ALL[kind]().eval(), torch.bfloat16)
+    loaded.load_state_dict(load(save(layer.state_dict())))
+    assert torch.equal(loaded(x), layer(x))
+    with pytest.raises(ValueError, match="features"):
+        layer(x[..., 1:])
+
+
+def test_other_dtypes_and_models_without_layers_are_refused():
+    with pytest.raises(ValueError, match=r"dtype must be one of torch.int8, torch.bfloat16, got torch.float16"):
+        fastff.quantize(fastff.FFF(4, depth=1, leaf_width=1), torch.float16)
+    with pytest.raises(ValueError, match="model must have layers of this library, Linear has none"):
+        fastff.quantize(nn.Linear(2, 2), torch.bfloat16)

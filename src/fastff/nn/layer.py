@@ -57,6 +57,7 @@ class FeedForwardLayer(nn.Module, ABC):
     forward_tokens: Callable[..., Tensor]
     zero_parameters: tuple[str, ...] = ()  # those that every initialisation leaves at 0
     parameter_names: tuple[str, ...]  # attributes rather than `_parameters`: parametrisations replace those
+    casts_input: bool = False  # to the dtype of the parameters, and the output back: see `fastff.quantize`
 
     def __init__(self, in_features: int, out_features: int | None, activation: str) -> None:
         super().__init__()
@@ -94,10 +95,11 @@ class FeedForwardLayer(nn.Module, ABC):
 
         Args:
             x: (..., in_features), any leading shape, also empty; floating point, of the parameters' dtype unless
-                autocast is on, which casts all parameters in each forward: for inference rather convert the layer.
+                autocast is on, which casts all parameters in each forward: for inference rather convert the layer, or
+                have `fastff.quantize` put its weights into bfloat16, after which x may have any floating-point dtype.
 
         Returns:
-            (..., out_features).
+            (..., out_features), of the dtype of x unless autocast is on.
 
         Raises:
             TypeError: `x` is not a floating-point tensor, or has another dtype than the parameters.
@@ -107,13 +109,16 @@ class FeedForwardLayer(nn.Module, ABC):
         # `_parameters` is quicker than attributes, but lacks those that a parametrisation has replaced.
         stored: Any = self._parameters
         parameters = {name: stored[name] if name in stored else getattr(self, name) for name in self.parameter_names}
-        self._check_input(x, next(iter(parameters.values())).dtype, autocasts)
+        stored_dtype = next(iter(parameters.values())).dtype
+        self._check_input(x, None if self.casts_input else stored_dtype, autocasts)
         tokens = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         if autocasts:
             device_type = x.device.type
             dtype = torch.get_autocast_dtype(device_type)
             with torch.autocast(device_type, enabled=False):  # one dtype from here on
                 y = self.forward_tokens(tokens.to(dtype), **{name: p.to(dtype) for name, p in parameters.items()})
+        elif self.casts_input:
+            y = self.forward_tokens(tokens.to(stored_dtype), **parameters).to(x.dtype)
         else:
             y = self.forward_tokens(tokens, **parameters)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
