@@ -61,6 +61,7 @@ def test_compare_then_report(run, tmp_path):
         (("train", "--nope"), "--nope"),
         (("train", "--layer", "tree:depht=3"), "depht"),
         (("train", "--layer", "tree:depth=-1,leaf_width=2"), "depth must be at least 0"),
+        (("train", "--layer", "tree:depth=99,leaf_width=2"), "depth must be at most 30, got 99"),
         (("train", "--epochs", "many"), "epochs"),
         (("train", "--data", "./nowhere"), "./nowhere"),
         (("compare", "quikc"), "quikc"),

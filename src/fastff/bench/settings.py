@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastff.nn.layer import whole_number
+from fastff.nn.layer import DEEPEST, whole_number
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "trees", "threads"):
             whole_number(name, getattr(self, name), 1)
-        whole_number("depth", self.depth, 0)
+        whole_number("depth", self.depth, 0, DEEPEST)
         whole_number("rounds", self.rounds, 3)
         whole_number("max_width", self.max_width, 64)
         whole_number("max_blocks", self.max_blocks, 2)

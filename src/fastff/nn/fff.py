@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastff.nn.layer import one_of, probability, uniform_, whole_number
+from fastff.nn.layer import DEEPEST, one_of, probability, uniform_, whole_number
 from fastff.nn.routing import TreeRouting
 from fastff.nn.tree_layer import TreeLayer
 from fastff.ops import Leaves, activate, leaf_probabilities, tree_feedforward
@@ -62,7 +62,7 @@ class FFF(TreeLayer):
         dtype: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, activation)
-        self.depth = whole_number("depth", depth, 0)
+        self.depth = whole_number("depth", depth, 0, DEEPEST)
         self.leaf_width = whole_number("leaf_width", leaf_width, 1)
         self.master_width = whole_number("master_width", master_width, 0)
         self.dropout = probability("dropout", dropout)

@@ -11,12 +11,17 @@ from torch import Tensor, nn
 from fastff.ops import ACTIVATIONS
 
 
-def whole_number(name: str, value: Any, minimum: int) -> int:
+DEEPEST = 30  # a tree of 2^30 leaves, of one feature each, has 4 GB of decisions alone
+
+
+def whole_number(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """Return `value` as an int, or raise a TypeError or ValueError that names the argument."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value}")
     return value
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastff.nn.layer import one_of, uniform_, whole_number
+from fastff.nn.layer import DEEPEST, one_of, uniform_, whole_number
 from fastff.nn.routing import TreeRouting
 from fastff.nn.tree_layer import TreeLayer
 from fastff.ops import GRADIENTS, Leaves, activate, tree_feedforward
@@ -90,7 +90,7 @@ class TreeFeedForward(TreeLayer):
         dtype: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, activation)
-        self.depth = self.levels = whole_number("depth", depth, 0)
+        self.depth = self.levels = whole_number("depth", depth, 0, DEEPEST)
         self.leaf_width = whole_number("leaf_width", leaf_width, 1)
         self.trees = whole_number("trees", trees, 1)
         self.gradient = one_of("gradient", gradient, GRADIENTS)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastff.nn.layer import one_of, uniform_, whole_number
+from fastff.nn.layer import DEEPEST, one_of, uniform_, whole_number
 from fastff.nn.routing import TreeRouting
 from fastff.nn.tree_layer import TreeLayer
 from fastff.ops import Leaves, tree_feedforward
@@ -51,7 +51,7 @@ class UltraFFF(TreeLayer):
         dtype: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, activation)
-        self.depth = whole_number("depth", depth, 0)
+        self.depth = whole_number("depth", depth, 0, DEEPEST)
         self.trees = whole_number("trees", trees, 1)
         self.sparse = one_of("sparse", sparse, (True, False))
         K, N = self.trees, 2 ** (self.depth + 1) - 1

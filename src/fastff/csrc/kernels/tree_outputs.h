@@ -20,7 +20,9 @@ class TreeOutputs {
   }
 
   // Whether tokens share the rows of a tree often enough to pay for the copy.
-  static bool pays(const Tree& a) { return each(a) > 0 && a.T * each(a) >= 8 * rows(a); }
+  static bool pays(const Tree& a) {
+    return each(a) > 0 && rows(a) < int64_t(1) << 31 && a.T * each(a) >= 8 * rows(a);
+  }
 
   void run(const Pool& pool) {
     for_tokens(pool, [&](int64_t t) {
