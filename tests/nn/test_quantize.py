@@ -1,4 +1,4 @@
-"""`fastff.quantize`: layers and models in int8 or bfloat16, what they compute, how they are saved, and what they refuse."""
+"""`fastff.quantize`: layers and models in int8 or bfloat16: what they compute, how they are saved, what they refuse."""
 
 import copy
 import io

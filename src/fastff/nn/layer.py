@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fastff.ops import ACTIVATIONS
 
-
 DEEPEST = 30  # a tree of 2^30 leaves, of one feature each, has 4 GB of decisions alone
 
 

@@ -26,8 +26,8 @@ def quantize(model: nn.Module, dtype: torch.dtype = torch.int8) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: another dtype; `model` has no such layer, a tree has not grown to its depth, or a weight that becomes
-            int8 is no number or infinite.
+        ValueError: another dtype; `model` has no such layer, a tree has not grown to its depth, or a weight that
+            becomes int8 is no number or infinite.
     """
     one_of("dtype", dtype, (torch.int8, torch.bfloat16))
     kind = TreeLayer if dtype == torch.int8 else FeedForwardLayer
