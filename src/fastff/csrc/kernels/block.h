@@ -41,6 +41,11 @@ struct Block {
   void for_runs(const F& f) const {
     for_runs(0, f);
   }
+  int runs() const {
+    int count = 0;
+    for_runs([&](int, int, int64_t) { count++; });
+    return count;
+  }
 };
 
 // Rows of leaves or experts: W of n columns each, or of each of W neurons a row for either side, a bias for each row,
@@ -50,6 +55,12 @@ struct Rows {
   const T *weight = nullptr, *bias = nullptr, *base = nullptr, *base_bias = nullptr;
   int64_t W = 0, n = 0;
   bool sides = false;  // row 2 w of a leaf is the left one of neuron w, row 2 w + 1 the right one
+
+  // Which row of the weights of all leaves (leaf 0 of a base) neuron w of one uses; z are the leaf's neurons.
+  int64_t row(int64_t leaf, int64_t w, const float* z) const {
+    int64_t neuron = leaf * W + w;
+    return sides ? 2 * neuron + (z[w] >= 0.0f) : neuron;
+  }
 
   Rows of_tree(int64_t tree, int64_t leaves) const {
     auto part = [&](const T* p, int64_t size) { return p ? p + tree * size : nullptr; };
@@ -314,14 +325,13 @@ class BaseProducts {
 template <int M, class T, class Columns>
 __attribute__((always_inline)) inline void add_rows(Columns* sum, const Rows<T>& rows, int64_t key, int64_t c,
                                                     const float* const* factor, const float* const* z) {
-  auto add = [&](const T* leaf) __attribute__((always_inline)) {
+  auto add = [&](const T* weight, int64_t leaf) __attribute__((always_inline)) {
     for (int64_t w = 0; w < rows.W; w++)
 #pragma GCC unroll 4
-      for (int m = 0; m < M; m++)
-        sum[m].add(leaf + (rows.sides ? 2 * w + (z[m][w] >= 0.0f) : w) * rows.n + c, factor[m][w]);
+      for (int m = 0; m < M; m++) sum[m].add(weight + rows.row(leaf, w, z[m]) * rows.n + c, factor[m][w]);
   };
-  if (rows.weight) add(rows.weight + key * rows.W * (1 + rows.sides) * rows.n);
-  if (rows.base) add(rows.base);
+  add(rows.weight, key);
+  if (rows.base) add(rows.base, 0);
 }
 
 // The same for one token.

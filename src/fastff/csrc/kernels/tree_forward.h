@@ -20,7 +20,7 @@ inline int last_levels(const Tree& a) {
 }
 constexpr int64_t kSortFrom = 4 * kBlock;  // so many tokens, or fewer, share too few rows to be worth sorting
 
-constexpr int64_t kWideLeaf = 8;   // neurons
+constexpr int64_t kWideLeaf = 8;  // neurons
 constexpr int kTokensOfLeaf = 8;  // of so many on average the output rows of wide leaves are worth sharing
 
 template <class T>
@@ -91,9 +91,7 @@ class TreeForwardPass {
       row[i] = t - first;
       a_.leaf[t * a_.K + tree_] = b.key[i];
     }
-    int leaves = 0;
-    b.for_runs([&](int, int, int64_t) { leaves++; });
-    bool shares = y && W >= kWideLeaf && b.n >= kTokensOfLeaf * leaves;
+    bool shares = y && W >= kWideLeaf && b.n >= kTokensOfLeaf * b.runs();
     Scratch<float> hidden(b.n * W);
     if (W) row_dots(b, weights_.w1, hidden, shares ? weights_.w2 : Rows<T>{});
     for (int i = 0; a_.hidden && i < b.n; i++)
@@ -158,8 +156,7 @@ class TreeForwardPass {
     for (int64_t level = most(0, shared - (S == 2) + 1); S && level < D; level++)
       prefetch_row(weights_.out + output_row(key, int(level), D, S) * a_.O + c, bytes);
     for (int64_t w = 0; w < a_.W; w++) {
-      int64_t neuron = key * a_.W + w, row = a_.leaf_S == 2 ? 2 * neuron + (z[w] >= 0.0f) : neuron;
-      prefetch_row(weights_.w2.weight + row * a_.O + c, bytes);
+      prefetch_row(weights_.w2.weight + weights_.w2.row(key, w, z) * a_.O + c, bytes);
     }
   }
 
@@ -213,9 +210,8 @@ inline void put_out_leaves(const TreeForward& a, int64_t begin, int64_t end) {
       const float *z = a.hidden + t * neurons, *factor = active + (t - begin) * neurons;
       if (t + 1 < end)
         for (int64_t i = 0; i < neurons; i++) {
-          int64_t neuron = leaf[K + i / W] * W + i % W;
-          int64_t row = a.leaf_S == 2 ? 2 * neuron + (z[neurons + i] >= 0.0f) : neuron;
-          prefetch_row(trees[i / W].w2.weight + row * O + c, columns.kColumns * sizeof(T));
+          int64_t k = i / W, row = trees[k].w2.row(leaf[K + k], i % W, z + neurons + k * W);
+          prefetch_row(trees[k].w2.weight + row * O + c, columns.kColumns * sizeof(T));
         }
       columns.zero();
       for (int64_t k = 0; k < K; k++) {

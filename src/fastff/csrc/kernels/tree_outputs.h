@@ -90,7 +90,7 @@ class TreeOutputs {
     if (!W) return;
     const float *z = a_.hidden + (t * a_.K + k) * W, *own = factor;
     auto add = [&](int64_t leaf, int64_t leaves) {
-      for (int64_t w = 0; w < W; w++) row[w] = int32_t(at + (leaf * W + w) * a_.leaf_S + (a_.leaf_S == 2 && z[w] >= 0.0f));
+      for (int64_t w = 0; w < W; w++) row[w] = int32_t(at + trees_[k].w2.row(leaf, w, z));
       if (factor != own) copy(factor, own, W);
       row += W, factor += W, at += leaves * W * a_.leaf_S;
     };
