@@ -14,15 +14,17 @@ SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 INSTALL := -m pip install --quiet --no-cache-dir --ignore-installed --no-deps --no-build-isolation
 environment = $(PYTHON) -m venv --clear $(1) && $(BIN)/python $(SITE) > "$$($(1)/bin/python $(SITE))/outer.pth"
 
-.PHONY: help setup demo test test-all sanitize transformers-tests gpu-check wheel lint format clean
+.PHONY: help setup demo test test-all docs torture sanitize transformers-tests gpu-check wheel lint format clean
 
 help:
 	@echo "make demo      set up (about 3 minutes) and compare all layers on digits, then their speed (about 2 minutes on 2 cores); DATA=... for other data"
-	@echo "make test      set up (about 3 minutes) and run the tests (about 4 minutes)"
+	@echo "make test      set up (about 3 minutes) and run the tests (about 11 minutes on 2 cores)"
 	@echo "make test-all  the slow tests, make sanitize and make transformers-tests too"
 	@echo "make sanitize  the tests of the operators under the address and undefined behaviour sanitizers (GCC)"
 	@echo "make transformers-tests  Transformers' own common tests of a model, on UltraFastBERT"
 	@echo "make gpu-check the GPU kernels on the GPU of this machine: tests, speed, sizes of launches; uses $(PYTHON) as it is, installs nothing"
+	@echo "make docs      the documentation as a site in build/site, strictly: a broken link or an undocumented name fails"
+	@echo "make torture   damaged files, kills at random, full disks, a million calls: about an hour; results in runs/torture"
 	@echo "make wheel     wheel and source distribution in dist/, each installed and tried in an environment of its own"
 	@echo "make lint      check style and types;  make format  apply the style"
 	@echo "FASTFF_BUILD=1 before any of these makes it an error that the C++ does not compile; FASTFF_BUILD=0 leaves it out"
@@ -48,13 +50,16 @@ demo: setup
 	@echo "The speed of the layers on this machine, in less than a minute:"
 	$(BIN)/fastff bench quick --out "$(OUT)/speed"
 
+# As many tests at a time as there are cores, each on one.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
 test: setup
-	@echo "Running the tests: about 4 minutes."
-	$(BIN)/python -m pytest -q -m "not slow"
+	@echo "Running the tests: about 11 minutes on 2 cores."
+	$(PYTEST) -m "not slow"
 
 test-all: setup sanitize transformers-tests
 	@echo "Running all tests: about 15 minutes."
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # Python is not sanitised, so the sanitizer's library must be loaded first, and with it the C++ library, whose exceptions it
 # watches. What Python still holds when it ends is no leak. (-s: pytest would keep the report of a process that is stopped.)
@@ -67,6 +72,17 @@ sanitize: setup
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		build/sanitize/env/bin/python -m pytest -q -s -m "not slow" -k "not test_triton and not on_gpu_kernels" tests/ops
+
+docs: setup
+	$(BIN)/python -m pip install --quiet "mkdocs-material>=9.6" "mkdocstrings[python]>=1.0" "mkdocs-jupyter>=0.25"
+	$(BIN)/python results/tables.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
+torture: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/mutate.py runs/torture
+	$(BIN)/python tests/torture/kill.py runs/torture
+	$(BIN)/python tests/torture/endure.py runs/torture
 
 # They are in the source distribution of the installed version, which is unpacked and not built. -c: with its own settings.
 transformers-tests: setup

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastff.files import write_json
 from fastff.hf.pretrain import PretrainConfig, losses_by_precision, pretrain
+from fastff.runs.files import write_json
 
 TREES = ((8, 6), (5, 10), (8, 9), (8, 11), (8, 13), (24, 7))  # how many, of which depth
 CHEAP = "rank=64,contributing=false,leaf_bias=false"  # few rows a token
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--grow", type=float, default=PretrainConfig.grow, help="share of steps in which trees grow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all that docs/recipe.md compares")
+    parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all of docs/results/decoders.md")
     given = parser.parse_args()
     found: dict[str, Any] = {"tokens": given.tokens, "lr": given.lr, "layers": 3, "runs": []}
     for seed, layer in itertools.product(given.seeds, given.layers):

@@ -1,4 +1,4 @@
-"""Write the tables of the README and the docs from results/**/*.json: `python results/tables.py`.
+"""Write the tables and pictures of the README and the docs from results/**/*.json: `python results/tables.py`.
 
 A page marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, NAME.json lying beside this file: a
 comparison (accuracy) or the results of a benchmark of layers or models (speed), of which, for layers, a second word
@@ -13,14 +13,16 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
+import pictures  # beside this file
+
 from fastff.bench.duration import duration
 from fastff.bench.suites import generate, models
 from fastff.hf.pretrain import PretrainConfig
-from fastff.mean_and_error import mean_and_error
+from fastff.runs.mean_and_error import mean_and_error
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs").glob("*.md")]
+PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs").rglob("*.md")]
 SEQUENCES = {"models": models.LENGTH, "generate": generate.NEW}  # tokens of one
 HEAD = (
     "| layer | neurons | executed | test accuracy % | published | effective leaves "
@@ -240,14 +242,15 @@ def main() -> int:
             written = speed_table(summary, cache or None)
         return f"<!-- table: {match[1]} -->\n{written}\n<!-- end -->"
 
-    stale = False
+    check = "--check" in sys.argv
+    stale = pictures.draw(check)
     for page in PAGES:
         text = page.read_text()
         filled = re.sub(r"<!-- table: ([\w/-]+(?: \w+)?) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
         stale |= filled != text
-        if "--check" not in sys.argv:
+        if not check:
             page.write_text(filled)
-    return int(stale and "--check" in sys.argv)
+    return int(stale and check)
 
 
 if __name__ == "__main__":

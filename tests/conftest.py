@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import interpreted_arithmetic
+import interpreted_launches
 import interpreted_memory
-import interpreted_rounding
 from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF
 from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend, use_backend
 
@@ -90,8 +91,10 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Triton kernels run: on a GPU, or interpreted on the CPU, where fewer slots go alone, to save time."""
     pytest.importorskip("triton")
     if DEVICE == "cpu":
+        interpreted_launches.patch_once(monkeypatch)
         interpreted_memory.watch(monkeypatch)
-        interpreted_rounding.round_to_nearest(monkeypatch)
+        interpreted_arithmetic.round_to_nearest(monkeypatch)
+        interpreted_arithmetic.sum_in_double(monkeypatch)
         monkeypatch.setattr("fastff.ops.tree.triton.forward.FEW", 30)
     with use_backend("triton") if DEVICE == "cpu" else nullcontext():
         yield

@@ -39,6 +39,12 @@ def run(compiler: str, name: str, flags: list[str], folder: Path, before: list[s
     return done.stdout
 
 
+def test_threads_do_not_race(tmp_path):
+    """Under the thread sanitizer, with more threads than there are cores."""
+    flags = ["-g", "-fsanitize=thread", "-DTHREADS=4", "-pthread"]
+    assert "0 failures" in run("g++", "baseline", flags, tmp_path, [])
+
+
 @pytest.mark.skipif(not PROCESSOR.exists(), reason="asks Linux what the processor has")
 @pytest.mark.parametrize("name", X86)
 def test_on_this_processor_under_the_sanitizers(name, tmp_path):

@@ -22,6 +22,7 @@ def build_app(chosen: str | None = None) -> Any:
 
     from fastff import __version__, doctor
     from fastff.bench.command import bench_command
+    from fastff.export.command import export_command
     from fastff.train import commands
 
     app = typer.Typer(
@@ -41,6 +42,7 @@ def build_app(chosen: str | None = None) -> Any:
     app.command("report")(commands.report_command)
     app.command("evaluate")(commands.evaluate_command)
     app.command("bench")(bench_command)
+    app.command("export")(export_command)
     for name, meaning in MODEL_COMMANDS.items():
         if name == chosen:
             module = importlib.import_module(f"fastff.hf.{name}.commands")

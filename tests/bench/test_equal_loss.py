@@ -156,8 +156,8 @@ def test_a_layer_names_its_precision():
 
 
 def test_short_names():
-    assert short_name(TREE) == "8 x d9"
+    assert short_name(TREE) == "8 trees d9"
     text = "tree:depth=11,leaf_width=2,trees=16,rank=64,contributing=false,master_width=64,gradient=chosen"
-    assert short_name(text) == "16 x d11 l2 r64 + 64 chosen"
-    assert short_name("ultra:depth=6,trees=8") == "ultra 8 x d6"
+    assert short_name(text) == "16 trees d11 l2 r64 + 64 dense chosen"
+    assert short_name("ultra:depth=6,trees=8") == "ultra 8 trees d6"
     assert short_name("dense:width=256,activation=gelu") == "dense:width=256"

@@ -1,12 +1,12 @@
 """The suites `models` and `generate`, with tiny models: what is shared, timed, checked, refused, shown."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tables  # of results/
 import torch
 
 from fastff import cli
@@ -236,9 +236,6 @@ def test_the_command(monkeypatch, capsys, tmp_path):
 
 
 def test_markdown(tmp_path):
-    spec = importlib.util.spec_from_file_location("tables", Path(__file__).parents[2] / "results" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
     results = {"versions": {"torch": "2", "transformers": "5"}, "machine": {"cpu": "C", "instruction_set": "avx2"}}
     results["settings"] = {"threads": 1, "in_features": 768}
     fields = ("suite", "pass", "candidate", "tokens", "dtype", "cache", "median_s", "ratio_to_dense", "time_to_bound")

@@ -8,6 +8,7 @@
 #endif
 
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "indexed.h"
@@ -21,6 +22,17 @@ using namespace FASTFF_ISA;
 using Doubles = std::vector<double>;
 
 static std::mt19937 generator(1);
+
+// One thread, or with -DTHREADS as many: for the thread sanitizer.
+#ifdef THREADS
+static const Pool pool{THREADS, [](int64_t n, void (*task)(int64_t, int64_t, void*), void* context) {
+                         std::vector<std::thread> threads;
+                         for (int64_t i = 0; i < n; i++) threads.emplace_back(task, i, i + 1, context);
+                         for (auto& thread : threads) thread.join();
+                       }};
+#else
+static const Pool pool{1, nullptr};
+#endif
 
 static Doubles normal(int64_t n, double scale) {
   std::normal_distribution<double> distribution(0.0, scale);
@@ -84,7 +96,6 @@ static void check_tree(int64_t T_, int64_t D, int64_t I, int64_t O, int64_t S, i
   if (S) f.node_out = sout.typed.data();
   f.w1 = sw1.typed.data(), f.b1 = sb1.typed.data(), f.w2 = sw2.typed.data(), f.b2 = sb2.typed.data();
   f.y = y.data(), f.logits = logits.data(), f.leaf = leaf.data(), f.hidden = hidden.data();
-  Pool pool{1, nullptr};
   tree_forward<T>(f, pool);
 
   std::vector<T> gx(T_ * I), gnode(N * I), gbias(N), gout(N * S * O), gw1(L * W * I), gb1(L * W);
@@ -226,7 +237,7 @@ static void check_int8(int64_t T_, int64_t K, int64_t D, int64_t I, int64_t O, i
   a.projects = R > 0, a.master = master, a.dense_rows = dense ? together.data() : nullptr;
   a.dense_scale = dense_scale.data(), a.dense_bias = dense_bias.data(), a.master_rows = master_rows.data();
   a.y = y.data(), a.logits = logits.data(), a.leaf = leaf.data();
-  tree_int8<float>(a, Pool{1, nullptr});
+  tree_int8<float>(a, pool);
 
   for (int64_t t = 0; t < T_; t++) {
     std::vector<int> q, factor;
@@ -315,9 +326,9 @@ static void check_rows(int64_t R, int64_t E, int steps) {
     }
     AdamWRows a{R, E, U, sp.typed.data(), sm.data(), sv.data(), pending.data(), (bool*)behind.data(), rows.data(), eps,
                 0, nullptr, false, lr, beta1, beta2, decay};
-    if (t % 2) adamw_rows(a, Pool{1, nullptr});
+    if (t % 2) adamw_rows(a, pool);
     a.step = t, a.grad = sg.typed.data(), a.all = t == steps;
-    adamw_rows(a, Pool{1, nullptr});
+    adamw_rows(a, pool);
   }
   compare("weight", sp.typed, p, 2e-6);
   compare("mean", sm, m, 2e-6);

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fastff.hf as hf
-from fastff.files import lock_folder
 from fastff.hf.finetune import FinetuneConfig, Interrupted, finetune
 from fastff.hf.finetune import run as run_module
 from fastff.hf.finetune.log import FinetuneLog
 from fastff.hf.finetune.tuning import Tuning
 from fastff.hf.text import train_tokenizer
+from fastff.runs.files import lock_folder
 
 TREE = "tree:depth=2,leaf_width=2"
 WORDS = ["the", "film", "was", "really", "slow", "and", "long", "plot", "actor", "music"]

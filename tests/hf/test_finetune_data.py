@@ -9,7 +9,7 @@ import pytest
 from fastff.hf.finetune import FinetuneConfig
 from fastff.hf.finetune.data import encode, load_task
 from fastff.hf.text import train_tokenizer
-from fastff.open_data import DataError
+from fastff.runs.open_data import DataError
 
 TEXTS = [f"text number {i}" for i in range(20)]
 CLASSES = [i % 2 for i in range(20)]

@@ -256,7 +256,7 @@ def _unknown_kind() -> PreTrainedModel:
         (_causal, ("tree:depth=-1,leaf_width=1",), "depth must be at least 0"),
         (_causal, ("tree:depth=60,leaf_width=1",), "depth of at most 32"),
         (_causal, (f"tree:depth=2,leaf_width={10**30}",), "leaf_width of at most"),
-        (_causal, ("tree:depth=31,leaf_width=2000000000,trees=2000000000",), "too large"),
+        (_causal, ("tree:depth=30,leaf_width=2000000000,trees=2000000000",), "too large"),
         (_causal, (TREE, ["model.layers.0.mlp", "model.layers.7.mlp"]), r"got \['model.layers.7.mlp'\]"),
         (_causal, (TREE, ["lm_head"]), r"model.layers.0.mlp.*got \['lm_head'\]"),
         (lambda: replace_feedforward(_causal(), TREE), (TREE,), "no layers of fastff yet"),

@@ -15,7 +15,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 
 from fastff.hf.text import blocks as module
 from fastff.hf.text import load_tokenizer, pack, texts, train_tokenizer
-from fastff.open_data import DataError
+from fastff.runs.open_data import DataError
 
 WORDS = ["the", "quick", "brown", "fox,", "jumps", "over", "a", "lazy", "dog;", "naïve", "señor", "Λόγος", "again"]
 CORPUS = [" ".join(WORDS[(i * i + j) % len(WORDS)] for j in range(30)) for i in range(40)]

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from fastff.mean_and_error import mean_and_error
+from fastff.runs.mean_and_error import mean_and_error
 from fastff.train import Interrupted
 from fastff.train.compare import (
     PRESETS,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastff.files import lock_folder
 from fastff.nn.usage import collapse_warning
+from fastff.runs.files import lock_folder
 from fastff.train import Interrupted, TrainConfig, load_data, train
 from fastff.train.run import Run
 

@@ -13,8 +13,8 @@ from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogFormatter, N
 
 from fastff.bench.results import Results, Row
 from fastff.bench.suites import SUITES
-from fastff.files import write_atomically
-from fastff.plot_style import DASHES, KIND_MARKERS, STYLE, colour_of
+from fastff.runs.files import write_atomically
+from fastff.runs.plot_style import DASHES, KIND_MARKERS, STYLE, colour_of
 
 BOUND_COLOUR = "#999999"
 Key = tuple[str, str]  # pass and cache

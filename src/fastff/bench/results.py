@@ -8,7 +8,7 @@ from fastff.bench.group import Group
 from fastff.bench.machine import machine, versions
 from fastff.bench.measure import summary
 from fastff.bench.settings import Settings
-from fastff.files import write_json
+from fastff.runs.files import write_json
 
 Row = dict[str, Any]
 

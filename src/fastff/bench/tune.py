@@ -22,8 +22,8 @@ from fastff.bench.measure import Subject
 from fastff.bench.passes import BACKWARD, FORWARD, call_of, is_training, mode_of
 from fastff.bench.settings import Settings
 from fastff.bench.suites.layers import tree, ultra
-from fastff.files import write_json
 from fastff.ops.triton.config import Launch, use_config
+from fastff.runs.files import write_json
 
 SIZES: dict[str, tuple[int, ...]] = {"tile": (32, 64, 128), "columns": (32, 64), "levels": (4, 5, 6, 7)}
 LAUNCHES = [

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from fastff.files import write_atomically
 from fastff.nn import FeedForwardLayer
+from fastff.runs.files import write_atomically
 
 _CARD = """---
 library_name: transformers

@@ -21,8 +21,8 @@ class TreeFeedForward(TreeLayer):
 
     The same hard function in training and inference, so nothing is lost by hardening; the decisions learn by the
     straight-through gradient (`fastff.ops.tree_feedforward`), at a cost of the order of the path in training too.
-    For the full recipe (docs/recipe.md) call `fastff.start_growth` before training, `fastff.grow` and a `balance` loss
-    while training, and `fastff.merge_base` after it.
+    For all of it call `fastff.start_growth` before training, `fastff.grow` and a `balance` loss while training, and
+    `fastff.merge_base` after it.
 
     Args:
         in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).

@@ -1,7 +1,7 @@
 """Training, comparison and reports: everything of `fastff train` and `fastff compare`, from Python."""
 
-from fastff.interrupts import Interrupted
 from fastff.nn import build_layer, parse_layer
+from fastff.runs.interrupts import Interrupted
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data, DataError, Split, load_data
 from fastff.train.evaluation import Evaluation, evaluate

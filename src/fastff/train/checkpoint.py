@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastff.files import write_atomically, write_json
+from fastff.runs.files import write_atomically, write_json
 
 Progress = TypeVar("Progress")
 

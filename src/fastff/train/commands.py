@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fastff.options import with_settings
+from fastff.runs.options import with_settings
 from fastff.train.compare import PRESETS, preset, runs_of
 from fastff.train.compare import compare as run_comparison
 from fastff.train.config import TrainConfig

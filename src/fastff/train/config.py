@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastff.nn import TreeFeedForward, parse_layer
-from fastff.options import Settings, setting
+from fastff.runs.options import Settings, setting
 from fastff.train.models import MODELS
 
 OPTIMIZERS = ("adamw", "sgd", "blockwise-adam", "blockwise-sgd")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fastff.files import write_atomically
+from fastff.runs.files import write_atomically
 
 _COLUMNS = ("epoch", "loss", "train %", "validation %", "soft %", "entropy", "leaves used", "s/epoch")
 

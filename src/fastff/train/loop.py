@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastff.interrupts import interrupts
-from fastff.run_folder import claim_folder, is_finished
+from fastff.runs.folder import claim_folder, is_finished
+from fastff.runs.interrupts import interrupts
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data, load_data
 from fastff.train.log import RunLog

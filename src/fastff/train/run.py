@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fastff
-from fastff.files import write_atomically, write_json
-from fastff.interrupts import Interrupted
 from fastff.nn.usage import collapse_warning
+from fastff.runs.files import write_atomically, write_json
+from fastff.runs.interrupts import Interrupted
 from fastff.train.augment import augment
 from fastff.train.checkpoint import load_checkpoint, save_checkpoint
 from fastff.train.config import TrainConfig

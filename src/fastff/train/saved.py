@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from fastff.files import write_atomically
+from fastff.runs.files import write_atomically
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data
 from fastff.train.models import build_model

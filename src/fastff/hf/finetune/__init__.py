@@ -2,6 +2,6 @@
 
 from fastff.hf.finetune.config import FinetuneConfig
 from fastff.hf.finetune.run import finetune
-from fastff.interrupts import Interrupted
+from fastff.runs.interrupts import Interrupted
 
 __all__ = ["FinetuneConfig", "Interrupted", "finetune"]

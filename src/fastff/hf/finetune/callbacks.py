@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fastff.files import write_json
 from fastff.hf.finetune.log import FinetuneLog
 from fastff.hf.pretrain.checkpoints import PROGRESS
+from fastff.runs.files import write_json
 
 
 @dataclass

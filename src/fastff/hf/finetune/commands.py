@@ -9,7 +9,7 @@ from rich.console import Console
 from fastff.hf.finetune.config import FinetuneConfig
 from fastff.hf.finetune.run import finetune
 from fastff.hf.finetune.table import summary_lines, summary_table
-from fastff.options import with_settings
+from fastff.runs.options import with_settings
 
 
 @with_settings(FinetuneConfig)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fastff.options import Settings, setting
+from fastff.runs.options import Settings, setting
 
 
 @dataclass(frozen=True)

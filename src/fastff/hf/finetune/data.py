@@ -7,7 +7,7 @@ import datasets
 import torch
 
 from fastff.hf.finetune.config import FinetuneConfig
-from fastff.open_data import DataError, open_data, string_columns
+from fastff.runs.open_data import DataError, open_data, string_columns
 
 # Of GLUE and its like; the first whose columns are all there are the texts.
 TEXT_COLUMNS = (

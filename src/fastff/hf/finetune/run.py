@@ -8,13 +8,13 @@ from typing import Any
 
 import transformers
 
-from fastff.files import read_object, write_json
 from fastff.hf.finetune.config import FinetuneConfig
 from fastff.hf.finetune.log import FinetuneLog
 from fastff.hf.finetune.models import Candidate, find_models
 from fastff.hf.finetune.tuning import Tuning, result_path
-from fastff.interrupts import Interrupted, interrupts
-from fastff.run_folder import claim_folder
+from fastff.runs.files import read_object, write_json
+from fastff.runs.folder import claim_folder
+from fastff.runs.interrupts import Interrupted, interrupts
 
 
 def finetune(

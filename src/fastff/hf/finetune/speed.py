@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from fastff.interrupts import Interrupted
+from fastff.runs.interrupts import Interrupted
 
 SAMPLES = 256  # at most
 REPEATS = 5

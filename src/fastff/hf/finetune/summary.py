@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastff.mean_and_error import mean_and_error
+from fastff.runs.mean_and_error import mean_and_error
 
 
 def summarise_models(

@@ -10,7 +10,6 @@ import transformers
 from transformers import DataCollatorWithPadding, PrinterCallback
 
 import fastff
-from fastff.files import read_object, write_json
 from fastff.hf.finetune.callbacks import FinetuneCallback, Progress
 from fastff.hf.finetune.config import FinetuneConfig
 from fastff.hf.finetune.data import encode, load_task
@@ -21,7 +20,8 @@ from fastff.hf.finetune.summary import summarise_models
 from fastff.hf.finetune.trainer import FinetuneTrainer, accuracy, predicted_classes, training_arguments
 from fastff.hf.pretrain.checkpoints import drop_partial, newest_checkpoint
 from fastff.hf.save import save_whole
-from fastff.interrupts import Interrupted
+from fastff.runs.files import read_object, write_json
+from fastff.runs.interrupts import Interrupted
 
 
 class Tuning:

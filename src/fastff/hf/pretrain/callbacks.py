@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fastff.files import write_json
 from fastff.hf.pretrain.checkpoints import PROGRESS
 from fastff.hf.pretrain.log import RunLog
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.routing_callback import RoutingCallback
 from fastff.nn import grow, start_growth
 from fastff.nn.usage import collapse_warning
+from fastff.runs.files import write_json
 
 
 class BudgetCallback(TrainerCallback):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fastff.hf.pretrain.config import PretrainConfig
 from fastff.hf.pretrain.run import pretrain
-from fastff.options import with_settings
+from fastff.runs.options import with_settings
 
 
 @with_settings(PretrainConfig)

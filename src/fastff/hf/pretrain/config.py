@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastff.nn import parse_layer
-from fastff.options import Settings, setting
+from fastff.runs.options import Settings, setting
 
 OBJECTIVES = ("masked", "causal")
 SCHEDULES = ("p2", "cosine")

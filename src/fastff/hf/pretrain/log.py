@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fastff.files import write_atomically
+from fastff.runs.files import write_atomically
 
 EVENTS = ("effective_leaves", "used_leaves", "mean_entropy")  # of each layer
 

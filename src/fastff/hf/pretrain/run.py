@@ -13,7 +13,6 @@ from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 import fastff
-from fastff.files import read_object, write_json
 from fastff.hf.pretrain.arguments import training_arguments
 from fastff.hf.pretrain.callbacks import BudgetCallback, GrowthCallback, LogCallback
 from fastff.hf.pretrain.checkpoints import drop_partial, newest_checkpoint, read_progress
@@ -34,10 +33,11 @@ from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.pretrain.trainer import PretrainTrainer
 from fastff.hf.save import save_whole
 from fastff.hf.text import load_tokenizer
-from fastff.interrupts import Interrupted, interrupts
 from fastff.nn import FeedForwardLayer, initialise_from_data
 from fastff.nn.tree_layer import TreeLayer
-from fastff.run_folder import claim_folder, is_finished
+from fastff.runs.files import read_object, write_json
+from fastff.runs.folder import claim_folder, is_finished
+from fastff.runs.interrupts import Interrupted, interrupts
 
 INITIALISE_TOKENS = 4000  # what `initialise_from_data` looks at
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastff.open_data import DataError, open_data, string_columns
+from fastff.runs.open_data import DataError, open_data, string_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -103,7 +103,7 @@ def tree_feedforward(
         gate = None if step is None else 1 + step.cumsum(-1) - step  # path weight of each node, (T, K, D), value 1
         y = y + contribute(logits, nodes, node_out, activation, gate)
     if leaves is not None:
-        y = y + _run_leaves(x, leaf, leaves, activation, None if step is None else 1 + step.sum(-1), mask)
+        y = y + run_leaves(x, leaf, leaves, activation, None if step is None else 1 + step.sum(-1), mask)
     if step is not None and gradient != "chosen":
         other = _other_sides(x, logits, nodes, node_weight, node_bias, node_out, leaves, step, drawn, activation)
         y = y + other.nan_to_num(0.0, 0.0, 0.0)  # 0 also where a side that is not taken overflows
@@ -144,7 +144,7 @@ def contribute(logits: Tensor, nodes: Tensor, node_out: Tensor, activation: str,
     return cmm_out(amplitude.flatten(1).unsqueeze(-1), node_out.reshape(K * N * S, 1, O), row.flatten(1))
 
 
-def _run_leaves(
+def run_leaves(
     x: Tensor, leaf: Tensor, leaves: Leaves, activation: str, gate: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
     """Leaves (T, K) or (T, K, M) of the trees, times the gate of the same shape (1 if None), summed: (T, O)."""
@@ -193,5 +193,5 @@ def _other_sides(
         logits, nodes, gates = (torch.cat(t, dim=-1) for t in zip(*seen, strict=True))
         y = y + contribute(logits, nodes, node_out.detach(), activation, gates)
     if leaves is not None:
-        y = y + _run_leaves(x, here - (2**D - 1), leaves.detach(), activation, gate)
+        y = y + run_leaves(x, here - (2**D - 1), leaves.detach(), activation, gate)
     return y

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from fastff.files import write_json
-from fastff.interrupts import Interrupted, interrupts
+from fastff.runs.files import write_json
+from fastff.runs.interrupts import Interrupted, interrupts
 from fastff.train.compare.comparison import Comparison, Run, runs_of
 from fastff.train.compare.summary import summarise
 from fastff.train.config import TrainConfig

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastff.mean_and_error import mean_and_error
+from fastff.runs.mean_and_error import mean_and_error
 from fastff.train.compare.comparison import Candidate, Comparison, runs_of
 
 # Of each run; averaged over seeds where it is a number. ETT: epochs to the best figure (P1).

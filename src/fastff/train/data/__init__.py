@@ -1,6 +1,6 @@
 """Classification data by name, as tensors in memory: images as bytes, vectors as float32."""
 
-from fastff.open_data import DataError
+from fastff.runs.open_data import DataError
 from fastff.train.data.load import load_data
 from fastff.train.data.splits import Data, Split
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fastff.files import write_atomically
+from fastff.runs.files import write_atomically
 from fastff.train.data.splits import Split
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastff.open_data import DataError
+from fastff.runs.open_data import DataError
 
 
 def is_image(feature: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastff.open_data import DataError
+from fastff.runs.open_data import DataError
 from fastff.train.data.splits import Data, Split
 from fastff.train.data.tables import SPLITS, read_tables
 

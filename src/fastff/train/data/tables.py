@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastff.open_data import DataError, open_data
+from fastff.runs.open_data import DataError, open_data
 from fastff.train.data.cache import from_cache, to_cache
 from fastff.train.data.inputs import arrow, is_image, is_number, read_images, read_vectors
 from fastff.train.data.splits import Split

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fastff.files import write_atomically
+from fastff.runs.files import write_atomically
 from fastff.train.report import leaves, plots
 from fastff.train.report.rows import KINDS, Row, Summary, against_dense, count, has_collapsed, is_routed, plus_minus
 from fastff.train.report.style import Picture

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fastff.plot_style import colour_of
+from fastff.runs.plot_style import colour_of
 from fastff.train.report.rows import Row, is_routed, kind
 from fastff.train.report.style import Picture, draw
 

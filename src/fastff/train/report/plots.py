@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from fastff.plot_style import COLOURS, DASHES, KIND_MARKERS, MARKERS, colour_of
+from fastff.runs.plot_style import COLOURS, DASHES, KIND_MARKERS, MARKERS, colour_of
 from fastff.train.report.labels import find_places, write_labels
 from fastff.train.report.rows import KINDS, Row, Summary, by_kind, dense_of_width, is_routed, kind
 from fastff.train.report.style import Picture, accuracy_axis, draw

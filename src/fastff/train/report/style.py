@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
-from fastff.plot_style import STYLE
+from fastff.runs.plot_style import STYLE
 
 WIDTH = 7.6  # inches
 SVG = {"svg.fonttype": "none", "svg.hashsalt": "fastff"}

@@ -34,6 +34,14 @@ STYLE: dict[str, Any] = {
     "savefig.dpi": 100,
 }
 
+# Of pictures in pages: what is drawn on nothing, so that the page's ground shows, with text that stays text.
+_INK = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "axes.edgecolor")
+PAGE = STYLE | {"figure.facecolor": "none", "axes.facecolor": "none", "svg.fonttype": "none", "svg.hashsalt": "fastff"}
+THEMES: dict[str, dict[str, Any]] = {
+    "light": PAGE | dict.fromkeys(_INK, "#1f2328") | {"grid.color": "#e4e4e4"},
+    "dark": PAGE | dict.fromkeys(_INK, "#e6edf3") | {"grid.color": "#3a3f46"},
+}
+
 
 def colour_of(kind: str) -> str:
     """The colour of a kind of layer."""

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import IO
 
-from fastff.files import lock_folder, write_json
-from fastff.options import Settings
+from fastff.runs.files import lock_folder, write_json
+from fastff.runs.options import Settings
 
 
 def is_finished(settings: Settings, folder: Path, resume: bool) -> bool:

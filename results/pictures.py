@@ -1,0 +1,154 @@
+"""The pictures of the README and the docs, for light and for dark pages: `python results/tables.py` draws them.
+
+A picture keeps a digest of what it was drawn from (results, and the code that draws), by which `--check` knows whether
+it is up to date; versions of matplotlib place text differently, so files themselves are not compared.
+"""
+
+import hashlib
+import inspect
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from fastff.bench import equal_loss_plot
+from fastff.bench.equal_loss import KnownLayer
+from fastff.runs import plot_style
+from fastff.runs.files import write_atomically
+
+HERE = Path(__file__).parent
+FOLDER = HERE.parent / "docs" / "images"
+LARGEST = 100_000  # bytes of a picture
+SIZES = {"font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10}
+TREE, FAINT = plot_style.colour_of("tree"), 0.45
+
+
+def equal_loss(results: dict) -> Figure:
+    """Loss against time, for one token and for many: dense layers a line, trees points."""
+    layers = [KnownLayer(**known | {"precisions": tuple(known["precisions"])}) for known in results["losses"]]
+    calls = [("forward", 1), ("forward", 128)]
+    return equal_loss_plot.equal_loss_figure(results["rows"], layers, results["equal_loss"], calls, columns=1)
+
+
+def equal_loss_all(results: dict) -> Figure:
+    """The same for every call that was measured, two side by side."""
+    layers = [KnownLayer(**known | {"precisions": tuple(known["precisions"])}) for known in results["losses"]]
+    calls = list(dict.fromkeys((row["pass"], row["tokens"]) for row in results["rows"]))
+    return equal_loss_plot.equal_loss_figure(results["rows"], layers, results["equal_loss"], calls, columns=2)
+
+
+def width(results: dict) -> Figure:
+    """Time of a call against the training width."""
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    lines: dict[str, list[dict]] = defaultdict(list)
+    for row in results["rows"]:
+        lines[row["series"]].append(row)
+    for name, rows in lines.items():
+        kind = rows[0]["kind"]
+        colour = matplotlib.rcParams["text.color"] if kind == "dense" else plot_style.colour_of(kind)
+        dashes = {"Tree l8": "--"}.get(name, "-")
+        x, y = [row["width"] for row in rows], [row["median_s"] for row in rows]
+        ax.plot(x, y, dashes, color=colour, marker=plot_style.KIND_MARKERS[kind], markersize=4, label=name)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: equal_loss_plot.short_duration(value)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("neurons of the layer")
+    ax.set_ylabel(f"time of {results['rows'][0]['tokens']:,} tokens")
+    ax.legend(fontsize=10)
+    return figure
+
+
+def tree(_: dict) -> Figure:
+    """A tree of depth 3 with the path of one token."""
+    figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    path = [(0, 0), (1, 1), (2, 2), (3, 5)]
+    for level in range(3):
+        for place in range(2**level):
+            for side in (0, 1):
+                on_path = (level, place) in path and (level + 1, 2 * place + side) in path
+                _edge(ax, (level, place), (level + 1, 2 * place + side), on_path)
+    for level in range(4):
+        for place in range(2**level):
+            _neuron(ax, (level, place), leaf=level == 3, on_path=(level, place) in path)
+    for (level, place), text in {
+        (0, 0): "z = w · x + b ≥ 0: right",
+        (1, 1): "z < 0: left",
+        (2, 2): "z ≥ 0: right",
+    }.items():
+        x, y = _position((level, place))
+        ax.annotate(text, (x, y), textcoords="offset points", xytext=(10, 6), fontsize=10)
+    ax.annotate("the leaf that computes", (_position((3, 5))[0], -0.22), ha="center", va="top", fontsize=10)
+    ax.annotate("nodes\ndecide", (0.02, 2.55), fontsize=10)
+    ax.annotate("leaves", (0.02, 0.28), fontsize=10)
+    ax.set_xlim(0, 8)
+    ax.set_ylim(-0.6, 3.35)
+    ax.set_axis_off()
+    return figure
+
+
+def _position(neuron: tuple[int, int]) -> tuple[float, float]:
+    level, place = neuron
+    return 8 * (place + 0.5) / 2**level, 3.0 - level
+
+
+def _edge(ax: Axes, upper: tuple[int, int], lower: tuple[int, int], on_path: bool) -> None:
+    (x, y), (u, v) = _position(upper), _position(lower)
+    colour = TREE if on_path else matplotlib.rcParams["text.color"]
+    ax.plot([x, u], [y, v], color=colour, linewidth=2.6 if on_path else 1, alpha=1 if on_path else FAINT, zorder=1)
+
+
+def _neuron(ax: Axes, neuron: tuple[int, int], leaf: bool, on_path: bool) -> None:
+    x, y = _position(neuron)
+    colour = TREE if on_path else "#8c959f"
+    ax.plot([x], [y], marker="s" if leaf else "o", markersize=13 if leaf else 11, color=colour, zorder=2)
+
+
+# Each with the results that it shows.
+PICTURES: dict[str, tuple[Callable[[dict], Figure], str | None]] = {
+    "equal-loss": (equal_loss, "bench/equal-768/equal-loss"),
+    "equal-loss-all": (equal_loss_all, "bench/equal-768/equal-loss"),
+    "width": (width, "bench/width"),
+    "tree": (tree, None),
+}
+
+
+def draw(check: bool) -> bool:
+    """Draw what is out of date, or with `check` nothing.
+
+    Returns:
+        Whether a picture was missing, out of date or too large.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    stale = False
+    for name, (make, source) in PICTURES.items():
+        text = (HERE / f"{source}.json").read_text() if source else "{}"
+        for theme, style in plot_style.THEMES.items():
+            digest, path = _digest(text, theme), FOLDER / f"{name}-{theme}.svg"
+            known = path.exists() and f"drawn from {digest}" in path.read_text() and path.stat().st_size <= LARGEST
+            stale |= not known
+            if known or check:
+                continue
+            with matplotlib.rc_context(style | SIZES):
+                figure = make(json.loads(text))
+                about = {"Date": None, "Description": f"drawn from {digest}"}
+                write_atomically(path, lambda p, f=figure, m=about: f.savefig(p, format="svg", metadata=m))
+            if path.stat().st_size > LARGEST:
+                raise ValueError(f"{path.name} must be at most {LARGEST} bytes, got {path.stat().st_size}")
+    return stale
+
+
+def _digest(*texts: str) -> str:
+    code = [Path(__file__).read_text(), inspect.getsource(equal_loss_plot), inspect.getsource(plot_style)]
+    return hashlib.sha256("\0".join([*code, *texts]).encode()).hexdigest()[:16]
