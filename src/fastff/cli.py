@@ -4,6 +4,8 @@ import importlib
 import sys
 from typing import Any
 
+from safetensors import SafetensorError
+
 INTERRUPTED = 130
 RESUMES = "the same command (train, pretrain: with --resume) goes on from here"
 KEPT = "what was measured is in the files named above"
@@ -75,7 +77,7 @@ def main() -> None:
             doctor.print_report()
             sys.exit(0)
         _fail(f"the package {error.name!r} is missing: {NEEDS}")
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, SafetensorError) as error:
         _fail(str(error))
     except Exception as error:
         message = getattr(error, "format_message", None)  # typer's own errors of usage

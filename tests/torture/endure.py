@@ -84,6 +84,8 @@ def large_layer() -> dict:
     }
 
 
+TRAIN = ["train", "--layer", "tree:depth=4,leaf_width=8", "--quiet", "--resume"]
+MODEL = "model.safetensors"
 FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -96,7 +98,7 @@ main()
 
 def full_disk(folder: Path) -> dict:
     """A write that fails midway ends in one line, and with room again the run ends as one that had it all the time."""
-    command = ["train", "--layer", "tree:depth=4,leaf_width=8", "--epochs", "6", "--quiet", "--resume"]
+    command = [*TRAIN, "--epochs", "6"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, parts = folder / "whole", folder / "parts"
     subprocess.run([sys.executable, "-c", FULL, str(2**40), *command, "--out", whole], check=True, env=environment)
@@ -113,7 +115,7 @@ def full_disk(folder: Path) -> dict:
     last = subprocess.run(
         [sys.executable, "-c", FULL, str(2**40), *command, "--out", parts], env=environment, check=False
     )
-    same = (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    same = (whole / MODEL).read_bytes() == (parts / MODEL).read_bytes()
     clear = all(line == "ended" or line.startswith("error: ") for line in said)
     return {
         "what": "files that cannot grow",
@@ -124,7 +126,8 @@ def full_disk(folder: Path) -> dict:
 
 
 def unwritable(folder: Path) -> dict:
-    """Another user's folder."""
+    """A file lies where a folder would have to be made."""
+    (folder / "taken").write_text("")
     command = [
         sys.executable,
         "-m",
@@ -134,14 +137,33 @@ def unwritable(folder: Path) -> dict:
         "1",
         "--quiet",
         "--out",
-        str(folder / "others" / "run"),
+        str(folder / "taken" / "run"),
     ]
-    (folder / "others").mkdir(exist_ok=True)
-    (folder / "others").chmod(0o555)
-    nobody = {"user": 65534} if os.getuid() == 0 else {}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **nobody)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     line = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
-    return {"what": "a folder of another user", "said": line, "amiss": done.returncode != 2 or "error: " not in line}
+    return {"what": "a folder that cannot be", "said": line, "amiss": done.returncode != 2 or "error: " not in line}
+
+
+def filling_disk(folder: Path) -> dict:
+    """A disk that fills up while a run goes on; with room again it ends as `full_disk`'s. Needs the right to mount."""
+    place, command = folder / "mounted", [sys.executable, "-m", "fastff.cli", *TRAIN, "--epochs", "200", "--out"]
+    place.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=False).returncode:
+        return {"what": "a disk that fills up", "said": "mounting is not allowed here", "amiss": False}
+    try:
+        process = subprocess.Popen([*command, str(place / "run")], stderr=subprocess.PIPE, text=True)
+        while not (place / "run" / "model.safetensors").exists() and process.poll() is None:
+            time.sleep(0.02)
+        subprocess.run(["dd", "if=/dev/zero", f"of={place / 'filler'}"], check=False, capture_output=True)
+        line = (process.communicate()[1].strip().splitlines() or [""])[-1]
+        failed = process.returncode == 2 and line.startswith("error: ")
+        (place / "filler").unlink()
+        subprocess.run([*command, str(place / "run")], check=True)
+        subprocess.run([*command, str(folder / "unhindered")], check=True)
+        same = (place / "run" / MODEL).read_bytes() == (folder / "unhindered" / MODEL).read_bytes()
+        return {"what": "a disk that fills up", "said": line, "same": same, "amiss": not (failed and same)}
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 def main() -> None:
@@ -155,6 +177,7 @@ def main() -> None:
     tests = [
         lambda: full_disk(arguments.folder),
         lambda: unwritable(arguments.folder),
+        lambda: filling_disk(arguments.folder),
         large_layer,
         lambda: many_calls(arguments.calls),
     ]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from fastff.runs.files import write_atomically, write_json
+from fastff.runs.files import write_atomically, write_json, write_tensors
 
 Progress = TypeVar("Progress")
 
@@ -40,7 +40,7 @@ def save_checkpoint(accelerator: Any, folder: Path, name: str, progress: dict[st
     accelerator.wait_for_everyone()
     # Not as safetensors: Accelerate would leave out tensors without elements, as a tree of depth 0 has, as "shared".
     accelerator.save_state(str(temporary), safe_serialization=False)
-    save_file(_generators(), temporary / f"generators-{accelerator.process_index}.safetensors")
+    write_tensors(temporary / f"generators-{accelerator.process_index}.safetensors", _generators())
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if (folder / _BEST).exists():

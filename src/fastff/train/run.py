@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 import fastff
 from fastff.nn.usage import collapse_warning
-from fastff.runs.files import write_atomically, write_json
+from fastff.runs.files import write_json, write_tensors
 from fastff.runs.interrupts import Interrupted
 from fastff.train.augment import augment
 from fastff.train.checkpoint import load_checkpoint, save_checkpoint
@@ -256,7 +255,7 @@ class Run:
         if isinstance(layer, fastff.nn.RoutedLayer) and len(self.data.shape) == 3:
             means = mean_inputs(self.plain, layer, self.data, self.data.validation)
             tensors = {"mean_inputs": means.round().to(torch.uint8)}
-            write_atomically(self.folder / "mean_inputs.safetensors", lambda path: save_file(tensors, path))
+            write_tensors(self.folder / "mean_inputs.safetensors", tensors)
 
 
 def _finite(value: float) -> float | None:

@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from fastff.runs.files import write_atomically
+from fastff.runs.files import write_tensors
 from fastff.train.config import TrainConfig
 from fastff.train.data import Data
 from fastff.train.models import build_model
@@ -21,7 +20,7 @@ def save_model(folder: Path, model: nn.Module, data: Data) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     tensors |= {"data.mean": data.mean, "data.std": data.std}
     names = {"class_names": json.dumps(data.class_names)}
-    write_atomically(folder / _FILE, lambda path: save_file(tensors, path, names))
+    write_tensors(folder / _FILE, tensors, names)
 
 
 def load_model(folder: str | Path, data: Data) -> tuple[nn.Module, Data]:

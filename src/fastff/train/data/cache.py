@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fastff.runs.files import write_atomically
+from fastff.runs.files import write_tensors
 from fastff.train.data.splits import Split
 
 
@@ -27,12 +27,9 @@ def from_cache(path: Path, splits: Iterable[str]) -> tuple[dict[str, Split], tup
 
 def to_cache(path: Path, splits: dict[str, Split], class_names: Sequence[str]) -> None:
     """Write the file, if there is room for it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {f"{split}.inputs": part.inputs for split, part in splits.items()}
     tensors |= {f"{split}.labels": part.labels for split, part in splits.items()}
     names = {"class_names": json.dumps(class_names)}
-    with suppress(OSError, SafetensorError):  # the data load without it, too
+    with suppress(OSError):  # the data load without it, too
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda p: save_file(tensors, p, names))
+        write_tensors(path, tensors, names)
