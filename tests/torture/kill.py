@@ -111,7 +111,8 @@ def torture(name: str, arguments: list[str], files: list[str], kills: int, folde
                 process.communicate()
                 done += 1
         runs += 1
-        same += ended(parts, files) == ended(whole, files) if not errors else 0
+        there = all((parts / file).exists() for file in files)
+        same += there and ended(parts, files) == ended(whole, files)
     return {
         "command": name,
         "kills": done,
