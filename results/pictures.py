@@ -31,16 +31,17 @@ TREE, FAINT = plot_style.colour_of("tree"), 0.45
 
 def equal_loss(results: dict) -> Figure:
     """Loss against time, for one token and for many: dense layers a line, trees points."""
-    layers = [KnownLayer(**known | {"precisions": tuple(known["precisions"])}) for known in results["losses"]]
-    calls = [("forward", 1), ("forward", 128)]
-    return equal_loss_plot.equal_loss_figure(results["rows"], layers, results["equal_loss"], calls, columns=1)
+    return _equal_loss(results, [("forward", 1), ("forward", 128)], columns=1)
 
 
 def equal_loss_all(results: dict) -> Figure:
     """The same for every call that was measured, two side by side."""
-    layers = [KnownLayer(**known | {"precisions": tuple(known["precisions"])}) for known in results["losses"]]
-    calls = list(dict.fromkeys((row["pass"], row["tokens"]) for row in results["rows"]))
-    return equal_loss_plot.equal_loss_figure(results["rows"], layers, results["equal_loss"], calls, columns=2)
+    return _equal_loss(results, equal_loss_plot.calls_of(results["rows"]), columns=2)
+
+
+def _equal_loss(results: dict, calls: list[equal_loss_plot.Call], columns: int) -> Figure:
+    layers = [KnownLayer(**known) for known in results["losses"]]
+    return equal_loss_plot.equal_loss_figure(results["rows"], layers, results["equal_loss"], calls, columns)
 
 
 def width(results: dict) -> Figure:
@@ -53,7 +54,7 @@ def width(results: dict) -> Figure:
         lines[row["series"]].append(row)
     for name, rows in lines.items():
         kind = rows[0]["kind"]
-        colour = matplotlib.rcParams["text.color"] if kind == "dense" else plot_style.colour_of(kind)
+        colour = equal_loss_plot.page_colour(kind)
         dashes = {"Tree l8": "--"}.get(name, "-")
         x, y = [row["width"] for row in rows], [row["median_s"] for row in rows]
         ax.plot(x, y, dashes, color=colour, marker=plot_style.KIND_MARKERS[kind], markersize=4, label=name)
@@ -82,13 +83,8 @@ def tree(_: dict) -> Figure:
     for level in range(4):
         for place in range(2**level):
             _neuron(ax, (level, place), leaf=level == 3, on_path=(level, place) in path)
-    for (level, place), text in {
-        (0, 0): "z = w · x + b ≥ 0: right",
-        (1, 1): "z < 0: left",
-        (2, 2): "z ≥ 0: right",
-    }.items():
-        x, y = _position((level, place))
-        ax.annotate(text, (x, y), textcoords="offset points", xytext=(10, 6), fontsize=10)
+    for neuron, text in zip(path, ["z = w · x + b ≥ 0: right", "z < 0: left", "z ≥ 0: right"], strict=False):
+        ax.annotate(text, _position(neuron), textcoords="offset points", xytext=(10, 6), fontsize=10)
     ax.annotate("the leaf that computes", (_position((3, 5))[0], -0.22), ha="center", va="top", fontsize=10)
     ax.annotate("nodes\ndecide", (0.02, 2.55), fontsize=10)
     ax.annotate("leaves", (0.02, 0.28), fontsize=10)

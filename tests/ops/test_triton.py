@@ -131,13 +131,10 @@ def test_a_row_does_not_depend_on_the_rows_around_it(monkeypatch, tree_arguments
         y, path = tree_feedforward(x[rows], *weights)
         return [y, path.logits, path.leaf]
 
-    every = slice(None)
     T = len(x)
-    expected = run(every)
-    for few, tokens in (
-        (0, T + 20),
-        (10**6, 9),
-    ):  # few: a program for each token, which the interpreter runs one by one
+    expected = run(slice(None))
+    # Few slots: a program for each token, which the interpreter runs one after the other.
+    for few, tokens in ((0, T + 20), (10**6, 9)):
         monkeypatch.setattr(forward, "FEW", few)
         for rows in (slice(tokens), slice(3, 4), torch.randint(T, (tokens,))):
             for found, e in zip(run(rows), expected, strict=True):

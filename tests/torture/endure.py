@@ -3,8 +3,6 @@
 python tests/torture/endure.py FOLDER --calls 1000000   # appends a line of JSON for each to FOLDER/endure.jsonl
 """
 
-import argparse
-import json
 import os
 import resource
 import signal
@@ -15,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from record import parser, record
 
 import fastff
 from fastff.ops import use_backend
@@ -167,10 +166,9 @@ def filling_disk(folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--calls", type=int, default=1_000_000)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--calls", type=int, default=1_000_000)
+    arguments = options.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     amiss = False
@@ -184,9 +182,7 @@ def main() -> None:
     for test in tests:
         row = test()
         amiss |= row["amiss"]
-        print(json.dumps(row), flush=True)
-        with open(arguments.folder / "endure.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        record(arguments.folder / "endure.jsonl", row)
     sys.exit(amiss)
 
 

@@ -3,7 +3,6 @@
 python tests/torture/kill.py FOLDER --kills 20   # appends a line of JSON for each command to FOLDER/kill.jsonl
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -13,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from record import parser, record
 
 SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2"
@@ -124,20 +125,17 @@ def torture(name: str, arguments: list[str], files: list[str], kills: int, folde
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--only")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--kills", type=int, default=20)
+    options.add_argument("--only")
+    arguments = options.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     amiss = False
     for name, (command, files) in commands(arguments.folder).items():
         if arguments.only in (None, name):
             row = torture(name, command, files, arguments.kills, arguments.folder, random.Random(name))
             amiss |= row["same"] < row["runs"] or bool(row["errors"])
-            print(json.dumps(row), flush=True)
-            with open(arguments.folder / "kill.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+            record(arguments.folder / "kill.jsonl", row)
     sys.exit(amiss)
 
 

@@ -6,7 +6,6 @@ A process of its own reads one file after the other, so that a crash or a hang i
 of the files is refused to it, and the start of another program or a connection is counted as amiss.
 """
 
-import argparse
 import json
 import os
 import random
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from record import parser, record
 
 import fastff
 import fastff.hf
@@ -222,11 +222,10 @@ def torture(name: str, intact: Path, files: list[str], read: Reader, count: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--only", help="name of one reader")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--count", type=int, default=10_000)
+    options.add_argument("--only", help="name of one reader")
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -237,9 +236,7 @@ def main() -> None:
         if arguments.only in (None, name):
             row = torture(name, intact, damaged, read, arguments.count)
             amiss += row["amiss"]
-            print(json.dumps(row), flush=True)
-            with open(arguments.folder / "mutate.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+            record(arguments.folder / "mutate.jsonl", row)
     sys.exit(amiss > 0)
 
 

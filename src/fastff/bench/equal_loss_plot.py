@@ -31,7 +31,7 @@ def plot_equal_loss(rows: Sequence[Row], layers: Sequence[KnownLayer], found: Se
         path: of the file.
     """
     with matplotlib.rc_context(STYLE):
-        figure = equal_loss_figure(rows, layers, found, list(dict.fromkeys(_call(row) for row in rows)), columns=4)
+        figure = equal_loss_figure(rows, layers, found, calls_of(rows), columns=4)
         figure.suptitle("Left and down is better: time of a call against loss, each layer in its fastest precision")
         write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=80))
     return path
@@ -60,6 +60,11 @@ def equal_loss_figure(
     return figure
 
 
+def calls_of(rows: Sequence[Row]) -> list[Call]:
+    """What was measured, each once."""
+    return list(dict.fromkeys(_call(row) for row in rows))
+
+
 def _call(row: Row) -> Call:
     return row["pass"], row["tokens"]
 
@@ -78,12 +83,12 @@ def _panel(
         times[row["series"]] = min(times.get(row["series"], row["median_s"]), row["median_s"])
     dense = [layer for layer in curve if layer.text in times]
     x, y = [times[layer.text] for layer in dense], [layer.loss for layer in dense]
-    ax.plot(x, y, marker="o", markersize=4, color=_colour("dense"), label="dense, by width")
+    ax.plot(x, y, marker="o", markersize=4, color=page_colour("dense"), label="dense, by width")
     for layer in dense:
         place = (times[layer.text], layer.loss)
         ax.annotate(f"{layer.width}", place, textcoords="offset points", xytext=(-5, -9), ha="right", fontsize=8)
     for row in found:
-        colour = _colour(row["layer"].partition(":")[0])
+        colour = page_colour(row["layer"].partition(":")[0])
         marker = markers[row["layer"]]
         point = ax.plot([row["seconds"]], [row["loss"]], marker, markersize=7, color=colour)[0]
         point.set_label(short_name(row["layer"]))
@@ -100,7 +105,7 @@ def short_duration(seconds: float) -> str:
     return re.sub(r"\.0+ ", " ", duration(seconds))
 
 
-def _colour(kind: str) -> str:
+def page_colour(kind: str) -> str:
     """Dense layers have the colour of text, which is there to be seen on light and on dark ground."""
     return matplotlib.rcParams["text.color"] if kind == "dense" else colour_of(kind)
 

@@ -1,6 +1,5 @@
 """What is exported: a run of `fastff train`, a model of Transformers, or any module with an example of its input."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+
+from fastff.runs.files import read_object
 
 EXAMPLE = 3  # samples of an example
 LONGEST = 8192  # tokens, of models that name no longest
@@ -56,8 +57,8 @@ def load_subject(source: str) -> Subject:
     if (folder / "model" / "config.json").exists():  # of `fastff pretrain`
         return _of_transformers(str(folder / "model"))
     try:
-        config = json.loads((folder / "config.json").read_text()) if folder.is_dir() else {"model_type": None}
-    except (OSError, ValueError) as error:
+        config = read_object(folder / "config.json") if folder.is_dir() else {"model_type": None}
+    except OSError as error:
         raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from None
     return _of_transformers(source) if "model_type" in config else _of_run(folder)
 
