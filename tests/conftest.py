@@ -1,6 +1,9 @@
 """Shared fixtures: seeds, the layers under test, tools that watch what a call allocates."""
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: what a test asks for and is not here fails at once
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -13,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import interpreted_arithmetic
 import interpreted_launches
 import interpreted_memory
-from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF
+from fastff.nn import FFF, PEER, FeedForward, MoE, TreeFeedForward, UltraFFF
 from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend, use_backend
 
 DEVICE = os.environ.get("FASTFF_TEST_DEVICE", "cpu")
@@ -62,13 +65,16 @@ VARIANTS = [
     _variant("tree-master", TreeFeedForward, depth=2, leaf_width=1, rank=3, contributing=False, master_width=2),
     _variant("moe-top1", MoE, True, experts=4, expert_width=2, top_k=1),
     _variant("moe", MoE, True, experts=4, expert_width=2, activation="gelu"),
+    _variant("moe-loss-free", MoE, experts=4, expert_width=2, noise=False, loss_free=True),
+    _variant("peer", PEER, experts=16, heads=3, top_k=2, key_features=4),
+    _variant("peer-dropout", PEER, True, experts=9, heads=2, top_k=3, key_features=6, activation="relu", dropout=0.3),
     _variant("moe-all", MoE, True, experts=3, expert_width=2, top_k=3, dropout=0.2),
 ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`variant` is every layer, `quick_variant` one of each kind, `calm_variant` those whose training draws nothing."""
-    quick = {"dense", "fff", "ultra-trees3", "tree-exact", "moe"}
+    quick = {"dense", "fff", "ultra-trees3", "tree-exact", "moe", "peer"}
     chosen = {
         "variant": VARIANTS,
         "quick_variant": [v for v in VARIANTS if v.name in quick],

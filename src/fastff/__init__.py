@@ -5,11 +5,13 @@ from typing import Any
 
 from fastff.nn import (
     FFF,
+    PEER,
     FeedForward,
     MoE,
     TreeFeedForward,
     UltraFFF,
     auxiliary_loss,
+    balance_experts,
     grow,
     initialise_from_data,
     load_fastfeedforward,
@@ -22,11 +24,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FFF",
+    "PEER",
     "FeedForward",
     "MoE",
     "TreeFeedForward",
     "UltraFFF",
     "auxiliary_loss",
+    "balance_experts",
     "grow",
     "initialise_from_data",
     "load_fastfeedforward",

@@ -88,7 +88,6 @@ def test_the_command_on_a_run(monkeypatch, capsys, tmp_path, run):
     ],
 )
 def test_refused(monkeypatch, capsys, tmp_path, run, arguments, message):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     arguments = [str(run) if a == "RUN" else a for a in arguments]
     code, _, error = command(monkeypatch, capsys, *arguments, "--out", "file")

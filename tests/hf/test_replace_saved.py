@@ -239,6 +239,13 @@ def test_wrong_files(changes: dict[str, Any], error: Any, message: str, saved: P
         _load(saved)
 
 
+def test_damaged_weights_are_refused(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"model.safetensors must be a safetensors file, it is damaged"):
+        _load(saved)
+
+
 def test_wrong_shapes_are_refused_even_where_transformers_would_not(saved: Path) -> None:
     _edit(saved, layer="tree:depth=2,leaf_width=2,activation=silu")
     with pytest.raises(ValueError, match=r"'model.layers.0.mlp', they lack base_b1|in the shape"):

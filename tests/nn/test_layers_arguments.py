@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from fastff.nn import FFF, FeedForward, MoE, TreeFeedForward, UltraFFF
+from fastff.nn import FFF, PEER, FeedForward, MoE, TreeFeedForward, UltraFFF
 
 GOOD = {
     FeedForward: {"width": 4},
@@ -13,6 +13,7 @@ GOOD = {
     UltraFFF: {"depth": 2},
     TreeFeedForward: {"depth": 2, "leaf_width": 2},
     MoE: {"experts": 3, "expert_width": 2},
+    PEER: {"experts": 9, "top_k": 2},
 }
 BAD_OF_ALL = [
     ("in_features", 0, ValueError),
@@ -53,6 +54,12 @@ BAD = [
     (MoE, "top_k", 0, ValueError),
     (MoE, "top_k", 4, ValueError),
     (MoE, "dropout", 2, ValueError),
+    (MoE, "loss_free", True, ValueError),
+    (PEER, "experts", 10, ValueError),
+    (PEER, "top_k", 4, ValueError),
+    (PEER, "heads", 0, ValueError),
+    (PEER, "key_features", 3, ValueError),
+    (PEER, "dropout", 1, ValueError),
 ]
 
 
@@ -118,6 +125,7 @@ def test_autocast_with_a_float64_input_and_float32_parameters_raises(quick_varia
         (TreeFeedForward(6, 5, depth=4, leaf_width=8, gradient="none", trees=3), 429, 36, 36 * 11, 36 * 11),
         (TreeFeedForward(6, 5, depth=0, leaf_width=3), 3, 3, 33, 33),
         (MoE(6, 5, experts=8, expert_width=4), 32, 16, 2 * 8 * 6 + 8 * 11, 8 * 6 + 8 * 11),
+        (PEER(6, 5, experts=16, heads=3, top_k=2, key_features=4), 16, 18, 12 * 10 + 6 * 11, 12 * 10 + 6 * 11),
         (MoE(6, 5, experts=3, expert_width=4, top_k=1), 12, 7, 2 * 3 * 6 + 4 * 11, 3 * 6 + 4 * 11),
     ],
     ids=repr,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from fastff.nn import FeedForward, TreeFeedForward, auxiliary_loss
+from fastff.nn import PEER, FeedForward, TreeFeedForward, auxiliary_loss
+from fastff.nn.peer import best_pairs
 
 IN, OUT = 6, 5
 
@@ -127,7 +128,7 @@ def test_state_dict_round_trip(variant):
     x = torch.randn(5, IN)
     layer(x)
     assert not torch.equal(layer.eval()(x), other.eval()(x))
-    assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}
+    assert set(layer.state_dict()) == {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
     other.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), other(x))
 
@@ -171,6 +172,9 @@ def away_from_edges(layer: nn.Module, tokens: int) -> Tensor:
     keep = torch.ones(len(x), dtype=torch.bool)
     if hasattr(layer, "depth") and record[0].numel():
         keep = record[0].flatten(1).abs().amin(1) > 0.02
+    elif isinstance(layer, PEER):
+        best = best_pairs(x, layer.query_weight, layer.key_weight, layer.top_k + 1)[0]
+        keep = best.diff(dim=-1).abs().flatten(1).amin(-1) > 0.005
     elif hasattr(layer, "experts"):
         logits = x @ layer.gate_weight.T
         keep = logits.sort(-1).values.diff(dim=-1).amin(-1) > 0.005

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastff.nn import MoE, auxiliary_loss
+from fastff.nn import MoE, auxiliary_loss, balance_experts
 
 F64 = torch.float64
 
@@ -185,3 +185,42 @@ def test_without_noise_training_and_inference_are_one_function():
     auxiliary_loss(layer, importance=1.0).backward()
     assert layer.gate_weight.grad.abs().max() > 0
     assert layer.multiply_adds(training=True) == layer.multiply_adds(training=False)
+
+
+def test_loss_free_chooses_with_the_bias_and_weighs_without():
+    layer = MoE(6, 4, experts=5, expert_width=3, noise=False, loss_free=True, dtype=F64)
+    layer.choice_bias.copy_(torch.tensor([9.0, 0, 0, 0, -9]))  # the first for all, the last for none
+    x = torch.randn(40, 6, dtype=F64)
+    y, affinity = layer(x), torch.sigmoid(x @ layer.gate_weight.T)
+    second = affinity[:, 1:4].argmax(1) + 1
+    gates = torch.stack([affinity[:, 0], affinity.gather(1, second[:, None])[:, 0]], 1)
+    gates = gates / gates.sum(1, keepdim=True)
+    expected = [
+        g[0] * expert(layer, 0, t) + g[1] * expert(layer, int(e), t) for t, e, g in zip(x, second, gates, strict=True)
+    ]
+    torch.testing.assert_close(y, torch.stack(expected), rtol=1e-10, atol=1e-12)
+    y.sum().backward()
+    assert layer.gate_weight.grad[0].abs().max() > 0
+    assert layer.gate_weight.grad[4].abs().max() == 0
+    assert "choice_bias" in layer.state_dict()
+
+
+def test_balancing_evens_the_load():
+    torch.manual_seed(0)
+    layer, x = MoE(6, experts=8, expert_width=2, noise=False, loss_free=True), torch.randn(2000, 6)
+    with torch.no_grad():
+        layer.gate_weight[0] = 3 * x.mean(0) + 2  # with more tokens than its share
+    layer(x)
+    before = layer.routing.leaf_usage.max()
+    layer.choice_bias.zero_()
+    balance_experts(layer, 0.5)
+    assert torch.equal(layer.choice_bias, 0.5 * torch.sign(500 - layer.routing.leaf_counts[0].float()))
+    layer.choice_bias.zero_()
+    for _ in range(400):
+        layer(x)
+        balance_experts(layer, 0.003)
+    assert before > 0.18
+    assert layer.routing.leaf_usage.max() < 0.14
+    with pytest.raises(ValueError, match="rate must be a positive number, got 0"):
+        balance_experts(layer, 0)
+    balance_experts(MoE(6, experts=2, expert_width=2))  # nothing to do, though it has not run

@@ -78,6 +78,7 @@ class Indexed(NamedTuple):
     gate: bool = True
     dropout: float = 0.0
     dtype: torch.dtype = torch.float32
+    bias: bool = True
 
     @property
     def valid(self) -> bool:
@@ -113,6 +114,7 @@ INDEXED_OPTIONS: dict[str, tuple[Any, ...]] = {
     "gate": (False, True),
     "dropout": (0.0, 0.3),
     "dtype": DTYPES,
+    "bias": (False, True),
 }
 
 
@@ -260,7 +262,12 @@ def indexed_arguments(case: Indexed, seed: int = 0) -> Arguments:
     def tensor(scale: float, *shape: int) -> Tensor:
         return random_tensor(case.dtype, scale, *shape)
 
-    weights = [tensor(I**-0.5, E, W, I), tensor(0.1, E, W), tensor(W**-0.5, E, W, O), tensor(0.1, E, O)]
+    weights = [
+        tensor(I**-0.5, E, W, I),
+        tensor(0.1, E, W),
+        tensor(W**-0.5, E, W, O),
+        tensor(0.1, E, O) if case.bias else None,
+    ]
     gate = tensor(1.0, T, S) if case.gate else None
     x, index, grads = tensor(1.0, T, I), torch.randint(E, (T, S)), [torch.randn(T, O).to(case.dtype)]
     torch.manual_seed(seed)
@@ -350,6 +357,7 @@ GPU_EXPERTS = [
     Indexed(70, 2, 5, 3, 33, 34, "silu", dropout=0.3),
     Indexed(40, 1, 3, 80, 65, 3, gate=False, dtype=torch.bfloat16),
     Indexed(300, 2, 5, 3, 8, 9),  # so many that a gradient is summed in parts
+    Indexed(70, 4, 30, 1, 33, 34, bias=False),
     Indexed(0, 2, 3, 5, 4, 4),
 ]
 

@@ -59,7 +59,7 @@ def commands(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     compare = ["compare", "quick", "--only", "tree", "--seeds", "1", "--jobs", "2", "--epochs", "8"]
     return {
         "train": ([*train, "--resume"], ["model.safetensors"]),
-        "compare": (compare, ["summary.json"]),
+        "compare": (compare, ["comparison.json"]),
         "pretrain": ([*pretrain, "--resume"], ["model/model.safetensors"]),
         "finetune": (finetune, ["summary.json"]),
     }

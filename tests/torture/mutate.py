@@ -173,8 +173,7 @@ def read_all(name: str, intact: Path, files: list[str], read: Reader, seeds: ran
         except MemoryError:
             end = "amiss: more memory than ten times the files"
         except Exception as error:
-            inner = traceback.extract_tb(error.__traceback__)[-1].filename
-            theirs = any(f"{os.sep}{package}{os.sep}" in inner for package in ("transformers", "huggingface_hub"))
+            theirs = raised_by(error) in ("transformers", "huggingface_hub")
             said = f"{type(error).__name__} {str(error).splitlines()[:1]}"
             end = f"refused by Transformers: {said}" if theirs and str(error) else f"amiss: {said}"
         signal.alarm(0)
@@ -182,6 +181,16 @@ def read_all(name: str, intact: Path, files: list[str], read: Reader, seeds: ran
             end = f"amiss: {amiss.pop()}"
         os.write(out, f"{json.dumps([file, end])}\n".encode())
     shutil.rmtree(copy, ignore_errors=True)
+
+
+def raised_by(error: Exception) -> str:
+    """Which library of ours or of Hugging Face's asked for what failed: the innermost that is in the traceback."""
+    packages = ("fastff", "transformers", "huggingface_hub")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        for package in packages:
+            if f"{os.sep}{package}{os.sep}" in frame.filename:
+                return package
+    return ""
 
 
 def torture(name: str, intact: Path, files: list[str], read: Reader, count: int) -> dict:

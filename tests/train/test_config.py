@@ -70,3 +70,8 @@ def test_a_layer_by_name_takes_its_options():
 def test_a_missing_option_is_named():
     with pytest.raises(ValueError, match="leaf_width"):
         build_layer("fff:depth=1", 5)
+
+
+def test_a_layer_beyond_the_memory_is_named():
+    with pytest.raises(ValueError, match=r"'fff:depth=1,leaf_width=\d+' of 5 features is too large: .*allocate"):
+        build_layer(f"fff:depth=1,leaf_width={2**50}", 5)

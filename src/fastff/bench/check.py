@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastff.bench.candidate import Candidate
-from fastff.nn import FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
+from fastff.nn import PEER, FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
+from fastff.nn.peer import best_pairs
 from fastff.nn.tree_layer import TreeLayer
 from fastff.ops import use_backend
 
@@ -173,8 +174,14 @@ def _clear(layer: FeedForwardLayer, x: Tensor, dtype: torch.dtype) -> Tensor:
         margin = logits.abs()
     elif isinstance(layer, MoE) and not layer.training:  # in training both add the same noise to the same gates
         logits = F.linear(x, layer.gate_weight).detach()
+        if layer.choice_bias is not None:
+            logits = logits.sigmoid() + layer.choice_bias
         best = logits.topk(min(layer.top_k + 1, layer.experts), dim=-1).values
         margin = (best[:, :-1] - best[:, 1:])[:, layer.top_k - 1 :]
+    elif isinstance(layer, PEER):
+        wanted = min(layer.top_k + 1, layer.experts)
+        logits = best_pairs(x, layer.query_weight, layer.key_weight, wanted)[0].detach().flatten(0, 1)
+        margin = (logits[:, :-1] - logits[:, 1:])[:, layer.top_k - 1 :].view(len(x), -1)
     else:
         return torch.ones(len(x), dtype=torch.bool)
     if margin.shape[1] == 0:

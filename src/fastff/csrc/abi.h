@@ -70,7 +70,7 @@ struct Indexed {
   const void* w1;        // (E, W, I)
   const void* b1;        // (E, W)
   const void* w2;        // (E, W, O)
-  const void* b2;        // (E, O)
+  const void* b2;        // (E, O) or null
   const void* gate;      // (T, S) or null
   const void* mask;      // (T, S, W) or null
 };

@@ -4,8 +4,8 @@
 namespace fastff {
 
 struct IndexedTensors {
-  Tensor x, index, w1, b1, w2, b2;
-  OptionalTensor gate, mask;
+  Tensor x, index, w1, b1, w2;
+  OptionalTensor b2, gate, mask;
 };
 
 static Indexed checked(IndexedTensors& t, int64_t activation) {
@@ -28,27 +28,26 @@ static Indexed checked(IndexedTensors& t, int64_t activation) {
   check("w1", t.w1, dtype, {a.E, a.W, a.I});
   check("b1", t.b1, dtype, {a.E, a.W});
   check("w2", t.w2, dtype, {a.E, a.W, a.O});
-  check("b2", t.b2, dtype, {a.E, a.O});
+  if (t.b2) check("b2", *t.b2, dtype, {a.E, a.O});
   if (t.gate) check("gate", *t.gate, dtype, {a.T, a.S});
   if (t.mask) check("mask", *t.mask, dtype, {a.T, a.S, a.W});
   a.activation = Activation(check_choice("activation", activation, 5));
 
-  for (Tensor* tensor : {&t.x, &t.index, &t.w1, &t.b1, &t.w2, &t.b2}) *tensor = in_order(*tensor);
-  t.gate = in_order(t.gate);
-  t.mask = in_order(t.mask);
+  for (Tensor* tensor : {&t.x, &t.index, &t.w1, &t.b1, &t.w2}) *tensor = in_order(*tensor);
+  for (OptionalTensor* optional : {&t.b2, &t.gate, &t.mask}) *optional = in_order(*optional);
   check_values("index", t.index, a.E);
   a.x = t.x.const_data_ptr();
   a.index = (const int64_t*)t.index.const_data_ptr();
   a.w1 = t.w1.const_data_ptr();
   a.b1 = t.b1.const_data_ptr();
   a.w2 = t.w2.const_data_ptr();
-  a.b2 = t.b2.const_data_ptr();
+  a.b2 = data(t.b2);
   a.gate = data(t.gate);
   a.mask = data(t.mask);
   return a;
 }
 
-static std::tuple<Tensor, Tensor> indexed(Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor b2,
+static std::tuple<Tensor, Tensor> indexed(Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, OptionalTensor b2,
                                           OptionalTensor gate, OptionalTensor mask, int64_t activation,
                                           bool keep_hidden) {
   IndexedTensors t{x, index, w1, b1, w2, b2, gate, mask};
@@ -64,7 +63,7 @@ static std::tuple<Tensor, Tensor> indexed(Tensor x, Tensor index, Tensor w1, Ten
 
 // Gradients in the order of the bits of `needs`: x, w1, b1, w2, b2, gate; without elements where the bit is 0.
 static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> indexed_backward(
-    Tensor grad_y, Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor b2, OptionalTensor gate,
+    Tensor grad_y, Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, OptionalTensor b2, OptionalTensor gate,
     OptionalTensor mask, Tensor hidden, int64_t activation, int64_t needs) {
   IndexedTensors t{x, index, w1, b1, w2, b2, gate, mask};
   IndexedBackward a{};
@@ -77,7 +76,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> indexed_backwa
   a.grad_y = grad_y.const_data_ptr();
   a.hidden = (const float*)hidden.const_data_ptr();
   auto gradient_of = [&](int bit, void*& pointer, const Shape& shape) {
-    bool needed = needs >> bit & 1;
+    bool needed = needs >> bit & 1 && (bit != 4 || t.b2);
     Tensor result = empty(needed ? shape : Shape{0}, dtype);
     if (needed) pointer = result.mutable_data_ptr();
     return result;

@@ -8,7 +8,8 @@ from fastff.nn.grow import grow, start_growth
 from fastff.nn.initialise import initialise_from_data
 from fastff.nn.layer import FeedForwardLayer
 from fastff.nn.load_fastfeedforward import load_fastfeedforward
-from fastff.nn.moe import MoE
+from fastff.nn.moe import MoE, balance_experts
+from fastff.nn.peer import PEER
 from fastff.nn.quantize import quantize
 from fastff.nn.routed import RoutedLayer
 from fastff.nn.routing import ExpertRouting, TreeRouting
@@ -17,6 +18,7 @@ from fastff.nn.ultra_fff import UltraFFF
 
 __all__ = [
     "FFF",
+    "PEER",
     "ExpertRouting",
     "FeedForward",
     "FeedForwardLayer",
@@ -26,6 +28,7 @@ __all__ = [
     "TreeRouting",
     "UltraFFF",
     "auxiliary_loss",
+    "balance_experts",
     "build_layer",
     "grow",
     "initialise_from_data",

@@ -7,12 +7,14 @@ from fastff.nn.feedforward import FeedForward
 from fastff.nn.fff import FFF
 from fastff.nn.layer import FeedForwardLayer
 from fastff.nn.moe import MoE
+from fastff.nn.peer import PEER
 from fastff.nn.tree_feedforward import TreeFeedForward
 from fastff.nn.ultra_fff import UltraFFF
 
 LAYERS: dict[str, type[FeedForwardLayer]] = {
     "dense": FeedForward,
     "moe": MoE,
+    "peer": PEER,
     "fff": FFF,
     "ultra": UltraFFF,
     "tree": TreeFeedForward,
@@ -22,7 +24,7 @@ LAYERS: dict[str, type[FeedForwardLayer]] = {
 def parse_layer(text: str) -> tuple[type[FeedForwardLayer], dict[str, Any]]:
     """Split `name:option=value,...` into the layer class and its options.
 
-    Names: dense, moe, fff, ultra, tree. Values are ints, floats, true, false or words.
+    Names: dense, moe, peer, fff, ultra, tree. Values are ints, floats, true, false or words.
 
     Raises:
         ValueError: unknown name or option, an option without a value, or one that is missing.
@@ -49,7 +51,8 @@ def build_layer(text: str, in_features: int, out_features: int | None = None, **
     """Build the layer that `text` names (see `parse_layer`); `defaults` are options that `text` may override.
 
     Raises:
-        ValueError, TypeError: `text` is no layer, or an option is missing, of the wrong type or out of range.
+        ValueError, TypeError: `text` is no layer, or an option is missing, of the wrong type or out of range, or the
+            layer is larger than the memory.
     """
     layer, options = parse_layer(text)
     try:
@@ -57,6 +60,10 @@ def build_layer(text: str, in_features: int, out_features: int | None = None, **
     except TypeError as error:
         if "missing" in str(error):
             raise ValueError(f"layer {text!r}: {str(error).partition('() ')[2]}") from None
+        raise
+    except RuntimeError as error:  # PyTorch's words for it say bytes, but not of what
+        if any(word in str(error) for word in ("allocate", "overflow")):
+            raise ValueError(f"layer {text!r} of {in_features} features is too large: {error}") from None
         raise
 
 

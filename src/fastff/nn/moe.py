@@ -1,8 +1,9 @@
-"""The noisy top-k mixture of experts (Shazeer et al. 2017), the baseline of P1."""
+"""Mixtures of experts to compare with: noisy top-k (Shazeer et al. 2017), the baseline of P1; loss-free balancing."""
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,11 +14,16 @@ from fastff.ops import indexed_feedforward
 
 
 class MoE(RoutedLayer):
-    """Mixture of experts with noisy top-k gating ("Outrageously Large Neural Networks", section 2.1, appendix A).
+    """Mixture of experts, of which `top_k` run, in training too.
 
-    H(x) = x gate_weight^T + normal() * softplus(x noise_weight^T); the top_k largest are kept, softmax over them gives
-    the gates; only the chosen experts run, in training too. No noise in inference. Add `importance` and `load` of
-    `fastff.auxiliary_loss` while training (P1 uses 0.1 for both).
+    By default with noisy gates ("Outrageously Large Neural Networks", section 2.1, appendix A): H(x) = x gate_weight^T
+    + normal() * softplus(x noise_weight^T); the top_k largest are kept, softmax over them gives the gates. No noise in
+    inference. Add `importance` and `load` of `fastff.auxiliary_loss` while training (P1 uses 0.1 for both).
+
+    With `loss_free` as in recent large models (DeepSeek-V3, arXiv 2412.19437, section 2.1.2; Wang et al., arXiv
+    2408.15664): the affinity is sigmoid(x gate_weight^T); experts are chosen by affinity plus a bias that no gradient
+    reaches, and weighed by their affinities, divided by the sum of the chosen. Call `fastff.balance_experts` after
+    every step: it lowers the bias of those with more tokens than the mean, and raises that of the others.
 
     Args:
         in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).
@@ -28,11 +34,13 @@ class MoE(RoutedLayer):
         dropout: probability in [0, 1) with which an expert's hidden neuron is left out in training.
         noise: whether noise is added to the gates in training. Without it, as in later work, gates are initialised as
             other weights are, and `load` counts tokens, so that `importance` alone balances.
+        loss_free: whether a bias balances the choice; `noise` must be False with it.
         device, dtype: of the parameters.
 
     Parameters: gate_weight (E, in) and, with noise, noise_weight (E, in), 0 at first so that the load starts even
     (appendix A);
-    expert_w1 (E, W, in), expert_b1 (E, W), expert_w2 (E, W, out), expert_b2 (E, out), as the leaves of `FFF`.
+    expert_w1 (E, W, in), expert_b1 (E, W), expert_w2 (E, W, out), expert_b2 (E, out), as the leaves of `FFF`. Buffer,
+    with `loss_free`: choice_bias (E,), float32.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -44,6 +52,7 @@ class MoE(RoutedLayer):
     expert_b1: nn.Parameter
     expert_w2: nn.Parameter
     expert_b2: nn.Parameter
+    choice_bias: Tensor | None
 
     def __init__(
         self,
@@ -56,6 +65,7 @@ class MoE(RoutedLayer):
         activation: str = "relu",
         dropout: float = 0.0,
         noise: bool = True,
+        loss_free: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -67,6 +77,9 @@ class MoE(RoutedLayer):
             raise ValueError(f"top_k must be at most experts = {experts}, got {top_k}")
         self.dropout = probability("dropout", dropout)
         self.noise = one_of("noise", noise, (True, False))
+        self.loss_free = one_of("loss_free", loss_free, (True, False))
+        if self.noise and self.loss_free:
+            raise ValueError("noise must be False with loss_free, got True")
         E, W, I, O = self.experts, self.expert_width, self.in_features, self.out_features
         shapes: dict[str, tuple[int, ...]] = {
             "gate_weight": (E, I),
@@ -76,6 +89,8 @@ class MoE(RoutedLayer):
             "expert_w2": (E, W, O),
             "expert_b2": (E, O),
         }
+        bias = torch.zeros(E, device=device, dtype=torch.float32) if self.loss_free else None
+        self.register_buffer("choice_bias", bias)
         self._register(shapes, device, dtype)
 
     @property
@@ -88,6 +103,8 @@ class MoE(RoutedLayer):
             nn.init.zeros_(getattr(self, name))
         if not self.noise:
             uniform_(self.gate_weight, self.in_features)
+        if self.choice_bias is not None:
+            self.choice_bias.zero_()
         for p, fan in (
             (self.expert_w1, self.in_features),
             (self.expert_b1, self.in_features),
@@ -126,8 +143,14 @@ class MoE(RoutedLayer):
         if self.training and noise_weight is not None:
             scale_TE = F.softplus(F.linear(x, noise_weight))
             noisy_TE = clean_TE + torch.randn_like(clean_TE) * scale_TE
-        best, chosen = noisy_TE.topk(self.top_k, dim=-1)
-        gate_Tk = best.softmax(-1)
+        if self.choice_bias is None:
+            best, chosen = noisy_TE.topk(self.top_k, dim=-1)
+            gate_Tk = best.softmax(-1)
+        else:
+            affinity_TE = clean_TE.sigmoid()
+            chosen = (affinity_TE.detach().float() + self.choice_bias).topk(self.top_k, dim=-1).indices
+            best = affinity_TE.gather(1, chosen)
+            gate_Tk = best / best.sum(-1, keepdim=True)
         gates_TE = torch.zeros_like(noisy_TE).scatter(1, chosen, gate_Tk)
         load_TE = gates_TE > 0
         if self.training and noise_weight is not None and self.top_k < self.experts:
@@ -155,8 +178,33 @@ class MoE(RoutedLayer):
     def extra_repr(self) -> str:
         return (
             f"{self.in_features}, {self.out_features}, experts={self.experts}, expert_width={self.expert_width}, "
-            f"top_k={self.top_k}, activation={self.activation!r}, noise={self.noise}"
+            f"top_k={self.top_k}, activation={self.activation!r}, noise={self.noise}, loss_free={self.loss_free}"
         )
+
+
+@torch.no_grad()
+def balance_experts(model: nn.Module, rate: float = 0.001) -> None:
+    """Move the bias of every `MoE(loss_free=True)` towards an even load of its experts, from its last forward.
+
+    Algorithm 1 of Wang et al. (arXiv 2408.15664): bias += rate * sign(mean load - load). Call it after every step of
+    the optimizer. Processes of `torch.distributed` add up their loads.
+
+    Args:
+        model: any module; without such layers nothing happens.
+        rate: the step, 0.001 in the paper.
+
+    Raises:
+        ValueError: `rate` is no positive number.
+        RuntimeError: a layer has not run yet.
+    """
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        raise ValueError(f"rate must be a positive number, got {rate!r}")
+    for module in model.modules():
+        if isinstance(module, MoE) and module.choice_bias is not None:
+            load_E = module.routing.leaf_counts[0].float()
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(load_E)
+            module.choice_bias += rate * torch.sign(load_E.mean() - load_E)
 
 
 def _chance_to_be_chosen(clean_TE: Tensor, noisy_TE: Tensor, scale_TE: Tensor, top_k: int) -> Tensor:

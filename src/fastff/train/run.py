@@ -139,6 +139,7 @@ class Run:
         if config.clip is not None:
             accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
+        fastff.balance_experts(self.plain)
         self.optimizer.zero_grad()
         if config.schedule != "plateau":
             self.schedule.step()

@@ -61,7 +61,7 @@ void indexed_forward(const IndexedForward& a, Y* y, const Pool& pool) {
             columns.zero();
           float gate = gate_of<T>(a, token[i] * a.S + choice);
           add_rows(columns, w2, b.key[i], c, hidden + i * W);
-          add_rows(columns, b2, b.key[i], c, &gate);
+          if (a.b2) add_rows(columns, b2, b.key[i], c, &gate);
           columns.write(target);
         }
       });
@@ -90,7 +90,10 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
         copy(hidden + i * W, a.hidden + (token[i] * a.S + choice) * W, W);
       activate(a.activation, hidden, b.n * W, value, slope);
       row_dots(b, w2, grad_active);
-      row_dots(b, b2, out);
+      if (a.b2)
+        row_dots(b, b2, out);
+      else
+        memset(out, 0, b.n * sizeof(float));
       for (int i = 0; i < b.n; i++) {
         int64_t entry = token[i] * a.S + choice;
         gate[entry] = gate_of<T>(a, entry);

@@ -13,7 +13,7 @@ from fastff.hf.pretrain.checkpoints import PROGRESS
 from fastff.hf.pretrain.log import RunLog
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.routing_callback import RoutingCallback
-from fastff.nn import grow, start_growth
+from fastff.nn import balance_experts, grow, start_growth
 from fastff.nn.usage import collapse_warning
 from fastff.runs.files import write_json
 
@@ -88,6 +88,13 @@ class GrowthCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Before a checkpoint, so that `share` alone says how far it has grown."""
         grow(given["model"], self.share, given["optimizer"])
+
+
+class BalanceCallback(TrainerCallback):
+    """Balances experts without a loss, see `fastff.balance_experts`."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        balance_experts(given["model"])
 
 
 class LogCallback(RoutingCallback):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 import fastff
 from fastff.hf.pretrain.arguments import training_arguments
-from fastff.hf.pretrain.callbacks import BudgetCallback, GrowthCallback, LogCallback
+from fastff.hf.pretrain.callbacks import BalanceCallback, BudgetCallback, GrowthCallback, LogCallback
 from fastff.hf.pretrain.checkpoints import drop_partial, newest_checkpoint, read_progress
 from fastff.hf.pretrain.config import PretrainConfig
 from fastff.hf.pretrain.data import (
@@ -125,6 +125,7 @@ class _Run:
         self.trainer.remove_callback(PrinterCallback)
         if config.grow and config.new_layers:
             self.trainer.add_callback(GrowthCallback(self.progress))
+        self.trainer.add_callback(BalanceCallback())
         transformers.set_seed(config.seed + 1 + args.process_index)  # noise differs between processes
 
     @property

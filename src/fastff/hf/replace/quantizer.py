@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
@@ -70,8 +70,11 @@ def _to_int8(model: PreTrainedModel, files: list[str]) -> None:
     stored: set[str] = set()
     for file in files:
         if file.endswith(".safetensors"):
-            with safe_open(file, "pt") as opened:
-                stored |= {key.removesuffix(".in_rows") for key in opened.keys() if key.endswith(".in_rows")}  # noqa: SIM118
+            try:
+                with safe_open(file, "pt") as opened:
+                    stored |= {key.removesuffix(".in_rows") for key in opened.keys() if key.endswith(".in_rows")}  # noqa: SIM118
+            except SafetensorError as error:
+                raise ValueError(f"{file} must be a safetensors file, it is damaged: {error}") from None
     for name, layer in _layers(model):
         # A file of a whole model may be read by the model inside, and the reverse.
         if isinstance(layer, TreeLayer) and any(

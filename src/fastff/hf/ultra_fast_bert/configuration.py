@@ -10,6 +10,16 @@ from fastff.hf.ultra_fast_bert.crammed import MODEL_TYPE as CRAMMED
 from fastff.hf.ultra_fast_bert.crammed import translate_config
 from fastff.ops import ACTIVATIONS
 
+# Of a damaged config.json; a model beyond them would be built for hours, or ask for more memory than there is anywhere.
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**16,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**16,
+    "max_position_embeddings": 2**24,
+    "classifier_hidden_size": 2**20,
+}
+
 
 @strict
 class UltraFastBertConfig(PreTrainedConfig):
@@ -58,15 +68,13 @@ class UltraFastBertConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            if getattr(self, name) < (0 if name == "num_hidden_layers" else 1):
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, most in LARGEST.items():
+            least = 0 if name == "num_hidden_layers" else 1
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be {least} to {most}, got {getattr(self, name)}")
+        pad, vocabulary = self.pad_token_id, self.vocab_size
+        if pad is not None and not 0 <= pad < vocabulary:
+            raise ValueError(f"pad_token_id must be 0 to vocab_size - 1 = {vocabulary - 1}, got {pad}")
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             raise ValueError(f"hidden_size must be a multiple of num_attention_heads, {heads}, got {self.hidden_size}")

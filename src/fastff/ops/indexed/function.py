@@ -17,7 +17,7 @@ def indexed_feedforward(
     w1: Tensor,
     b1: Tensor,
     w2: Tensor,
-    b2: Tensor,
+    b2: Tensor | None = None,
     *,
     activation: str = "relu",
     gate: Tensor | None = None,
@@ -29,7 +29,7 @@ def indexed_feedforward(
         x: (T, I), floating point.
         index: (T, S) int64, values in [0, E).
         w1, b1: (E, W, I) and (E, W), dtype of `x`.
-        w2, b2: (E, W, O) and (E, O), dtype of `x`. All weights hold one contiguous row a neuron.
+        w2, b2: (E, W, O) and (E, O), or None for no bias, dtype of `x`. All weights hold one contiguous row a neuron.
         activation: a key of `fastff.ops.ACTIVATIONS`.
         gate: (T, S), the weight of each expert; 1 if None. Its gradient is the output of the expert, so a gate of
             value 0 measures what an expert would have contributed.

@@ -14,7 +14,7 @@ from fastff.ops.backend import register_triton
 from fastff.ops.checks import check_devices
 from fastff.ops.indexed import reference
 
-_TENSORS = "Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? gate, Tensor? mask"
+_TENSORS = "Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor? mask"
 torch.library.define("fastff::indexed", f"({_TENSORS}, int activation, bool keep_hidden) -> (Tensor y, Tensor hidden)")
 torch.library.define(
     "fastff::indexed_backward",
@@ -34,7 +34,7 @@ def _(x: Tensor, index: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *options: An
 @torch.library.register_fake("fastff::indexed_backward")
 def _(grad_y: Tensor, x: Tensor, index: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     check_devices(grad_y, x, index, *(t for t in inputs if isinstance(t, Tensor)))
-    shapes = [x.shape, *(t.shape for t in inputs[:4]), index.shape]
+    shapes = [x.shape, *(() if t is None else t.shape for t in inputs[:4]), index.shape]
     return tuple(grad_y.new_empty(shape if inputs[-1] >> i & 1 else 0) for i, shape in enumerate(shapes))
 
 
@@ -66,7 +66,15 @@ def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None
 
 
 def _definition(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gate: Tensor | None, *, index: Tensor, **options: Any
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor | None,
+    gate: Tensor | None,
+    *,
+    index: Tensor,
+    **options: Any,
 ) -> tuple[Tensor]:
     return (reference.indexed_feedforward(x, index, w1, b1, w2, b2, gate=gate, **options),)
 

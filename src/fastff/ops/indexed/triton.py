@@ -28,7 +28,7 @@ class _Experts:
         w1: Tensor,
         b1: Tensor,
         w2: Tensor,
-        b2: Tensor,
+        b2: Tensor | None,
         gate: Tensor | None,
         mask: Tensor | None,
         *,
@@ -46,7 +46,8 @@ class _Experts:
         check_choice("activation", activation, len(ACTIVATIONS))
         # What the device finds later it says then: a value that had to be read here would hold up all that follows.
         torch._assert_async(((index >= 0) & (index < E)).all(), f"index must hold values from 0 to {E - 1}")
-        self.x, self.index, self.w1, self.b1, self.w2, self.b2 = (t.contiguous() for t in (x, index, w1, b1, w2, b2))
+        self.x, self.index, self.w1, self.b1, self.w2 = (t.contiguous() for t in (x, index, w1, b1, w2))
+        self.bias = None if b2 is None else b2.contiguous()
         self.gate, self.mask = (None if t is None else t.contiguous() for t in (gate, mask))
         self.T, self.S, self.W, self.O = T, S, W, O
 
@@ -66,7 +67,7 @@ def indexed(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
             blocks = e.blocks()
             hidden_neurons(blocks, e.x, e.w1, e.b1, hidden)
             leaves = Rows(hidden, e.w2, 1)
-            spread(blocks, y, None, leaves, activation=activation, bias=e.b2, mask=e.mask, gate=e.gate)
+            spread(blocks, y, None, leaves, activation=activation, bias=e.bias, mask=e.mask, gate=e.gate)
     return y, hidden if keep_hidden else hidden[:0]
 
 
@@ -77,15 +78,16 @@ def indexed_backward(grad_y: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, .
     T, S, W = e.T, e.S, e.W
     check_tensor("grad_y", grad_y, x, (T, e.O))
     check_tensor("hidden", hidden, x, (T, S, W), torch.float32)
-    wanted = [bool(needs >> bit & 1) for bit in range(6)]
-    grads = [*(torch.empty_like(t) for t in (e.x, e.w1, e.b1, e.w2, e.b2)), x.new_empty(T, S)]
+    b2 = e.w2.new_zeros(e.w2.shape[0], e.O) if e.bias is None else e.bias  # the products are made with a bias
+    wanted = [bool(needs >> bit & 1) and (bit != 4 or e.bias is not None) for bit in range(6)]
+    grads = [*(torch.empty_like(t) for t in (e.x, e.w1, e.b1, e.w2, b2)), x.new_empty(T, S)]
     if e.index.numel():
         grad_y = grad_y.contiguous()
         with on_device(x):
             blocks = e.blocks()
             kept = hidden if e.mask is None else e.mask
             gain, bias_gain = torch.empty_like(hidden), hidden.new_empty(T, S, 1)
-            gains(blocks, grad_y, None, Rows(hidden, e.w2, 1), e.b2, (gain, gain, bias_gain))
+            gains(blocks, grad_y, None, Rows(hidden, e.w2, 1), b2, (gain, gain, bias_gain))
             factor, amplitude = torch.empty_like(hidden), torch.empty_like(hidden)
             launch(
                 learn_path,
