@@ -7,13 +7,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 INTERRUPTED = 130
-RESUMES = "the same command (train, pretrain: with --resume) goes on from here"
+RESUMES = "the same command (train, pretrain, distil: with --resume) goes on from here"
 KEPT = "what was measured is in the files named above"
 NEEDS = "pip install 'fastff[hf,train]'"
 
 # Transformers takes seconds to import, so these commands are imported only where they are the one that is run.
 MODEL_COMMANDS = {
     "pretrain": "Train a masked or causal language model with fast feedforward layers.",
+    "distil": "Replace the feedforward layers of a pretrained model and teach the new ones what the original does.",
     "finetune": "Fine-tune language models on a classification task, side by side.",
 }
 

@@ -27,7 +27,7 @@ import json, os, signal, sys
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from fastff.hf.pretrain import PretrainConfig, pretrain
-from fastff.hf.pretrain.run import _Run
+from fastff.hf.pretrain.run import PretrainRun
 from fastff.hf.pretrain.schedule import Progress
 
 out, kind, killed, values = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
@@ -40,12 +40,12 @@ if kind == "fsdp2":  # which Accelerate gives to accelerators alone: the process
 if killed:
     end = Progress.end_step
     Progress.end_step = lambda p, s: os.kill(os.getpid(), signal.SIGKILL) if p.step == killed else end(p, s)
-finish = _Run.finish
+finish = PretrainRun.finish
 def checked(self):
     assert self.trainer.accelerator.num_processes == 2
     assert self.trainer.accelerator.is_fsdp2 == (kind == "fsdp2")
     return finish(self)
-_Run.finish = checked
+PretrainRun.finish = checked
 pretrain(PretrainConfig(**values), out, resume=True, quiet=True)
 """
 

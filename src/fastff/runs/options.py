@@ -84,16 +84,25 @@ class Settings:
             raise ValueError(f"folder {str(folder)!r} holds a run with other settings: {was}")
 
 
-def with_settings(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for every field of `settings`, in place of its `**settings`."""
+def with_settings(
+    settings: type[Settings], argument: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for every field of `settings`, in place of its `**settings`.
+
+    Args:
+        settings: whose fields.
+        argument: the field that is no option, but the command's argument.
+    """
     import typer
 
     def give(command: Callable[..., None]) -> Callable[..., None]:
         parameters = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
         for field in dataclasses.fields(settings):
-            option = Annotated[field.type, typer.Option(help=field.metadata["help"])]  # type: ignore[name-defined]
+            kind: Any = typer.Argument if field.name == argument else typer.Option
+            option = Annotated[field.type, kind(help=field.metadata["help"])]  # type: ignore[name-defined]
+            default = inspect.Parameter.empty if field.name == argument else field.default
             parameters.append(
-                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=option)
+                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
             )
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command

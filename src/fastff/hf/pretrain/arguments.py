@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from fastff.hf.pretrain.config import PretrainConfig
+from fastff.hf.pretrain.budget import BudgetSettings
 
 
-def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
+def training_arguments(config: BudgetSettings, folder: Path) -> TrainingArguments:
     """The arguments of a run in `folder`; when to log, evaluate, save and end is for the callbacks to say."""
     args = TrainingArguments(
         output_dir=str(folder / "checkpoints"),

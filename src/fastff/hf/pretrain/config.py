@@ -2,22 +2,19 @@
 
 from dataclasses import dataclass
 
+from fastff.hf.pretrain.budget import BudgetSettings
 from fastff.nn import parse_layer
-from fastff.runs.options import Settings, setting
+from fastff.runs.options import setting
 
 OBJECTIVES = ("masked", "causal")
-SCHEDULES = ("p2", "cosine")
-PRECISIONS = ("no", "bf16", "fp16")
 ULTRA_FAST_BERT = "ultrafastbert"
 NO_LAYER = "none"
 
 
 @dataclass(frozen=True)
-class PretrainConfig(Settings):
+class PretrainConfig(BudgetSettings):
     """Settings of `fastff.hf.pretrain.pretrain`; each field's meaning stands beside it."""
 
-    data: str = setting("", "A hub id, or a local folder, .parquet, .csv, .json, .jsonl or .txt file.")
-    text_column: str | None = setting(None, "Column of the text; found if not given.")
     objective: str = setting("masked", "masked or causal language model.")
     model: str = setting(
         ULTRA_FAST_BERT, "A Transformers model type (ultrafastbert, llama, gpt2...), folder or hub id."
@@ -27,58 +24,25 @@ class PretrainConfig(Settings):
     from_weights: bool = setting(False, "Go on from the weights of the folder or hub id.")
     tokenizer: str = setting("", "Folder or hub id; '': the weights' own, or else trained on the data.")
     vocab_size: int = setting(8192, "Tokens of a trained tokenizer, at most.")
-    length: int = setting(128, "Tokens a sequence.")
-    validation: int = setting(2000, "Sequences of the validation data to evaluate on, at most.")
-    tokens: int | None = setting(None, "Budget: tokens to train on. Either this or minutes.")
-    minutes: float | None = setting(None, "Budget: minutes of training steps; evaluations and checkpoints come on top.")
-    batch_size: int = setting(32, "Sequences that a process takes at once.")
-    start_batch: int = setting(128, "Sequences of the first optimiser step (made a multiple of what is taken at once).")
-    end_batch: int = setting(128, "Sequences of a step once the ramp is over; P2: 8192.")
-    ramp_until: float = setting(0.6, "Share of the budget over which the batch grows.")
-    lr: float = setting(1e-3, "Highest learning rate.")
-    schedule: str = setting("p2", "p2 (25 to 100 % until 3/4 of the budget, then to 0) or cosine (to 0).")
-    warmup: float = setting(0.02, "Cosine: share of the budget over which the learning rate rises from 0.")
-    weight_decay: float = setting(0.01, "Weight decay, of matrices.")
-    beta1: float = setting(0.9, "AdamW.")
-    beta2: float = setting(0.98, "AdamW.")
-    epsilon: float = setting(1e-12, "AdamW.")
-    clip: float = setting(0.5, "Largest gradient norm.")
-    balance: float = setting(0.0, "Weight of the balance loss of trees, and of the importance and load losses of MoEs.")
     initialise: bool = setting(False, "Set the decisions of new trees from the training data first.")
-    grow: float = setting(0.4, "Share of the budget in which new layers 'tree' grow out of dense layers; 0: none.")
     mask_share: float = setting(0.25, "Masked: share of the tokens that are to be predicted.")
     gradient_checkpointing: bool = setting(False, "Compute activations anew in backward, to save memory.")
-    precision: str = setting("no", "Mixed precision: no, bf16 or fp16.")
-    seed: int = setting(0, "Of initialisation, order, masks and noise.")
-    logs: int = setting(100, "Records of the loss over the run.")
-    evaluations: int = setting(10, "Evaluations over the run.")
-    checkpoints: int = setting(10, "Checkpoints over the run; the newest two are kept.")
 
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError that names the setting and its value."""
         super().__post_init__()
         self.check_choice("objective", OBJECTIVES)
-        self.check_choice("schedule", SCHEDULES)
-        self.check_choice("precision", PRECISIONS)
-        for name in ("data", "model"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must be named, got ''")
+        if not self.model:
+            raise ValueError("model must be named, got ''")
         if self.feedforward == NO_LAYER:
             if self.model != ULTRA_FAST_BERT:
                 raise ValueError(f"feedforward {NO_LAYER!r} is for the model {ULTRA_FAST_BERT}, got {self.model!r}")
         elif self.feedforward:
             parse_layer(self.feedforward)
-        if (self.tokens is None) == (self.minutes is None):
-            raise ValueError(f"one of tokens and minutes must be given, got {self.tokens} and {self.minutes}")
         if self.from_weights and self.shape:
             raise ValueError(f"shape must be '' with from_weights, which has its own; got {self.shape!r}")
-        self.check_counts("vocab_size", "length", "validation", "tokens", "batch_size", "start_batch", "end_batch")
-        self.check_counts("logs", "evaluations", "checkpoints")
-        self.check_positive("minutes", "lr", "epsilon", "clip", "mask_share")
-        self.check_weights("weight_decay", "balance", "seed")
-        self.check_shares("ramp_until", "warmup", "grow", "beta1", "beta2")
-        if self.end_batch < self.start_batch:
-            raise ValueError(f"end_batch must be at least start_batch = {self.start_batch}, got {self.end_batch}")
+        self.check_counts("vocab_size")
+        self.check_positive("mask_share")
         if self.mask_share > 1:
             raise ValueError(f"mask_share must be at most 1, got {self.mask_share}")
 

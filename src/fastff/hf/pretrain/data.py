@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from fastff.hf.pretrain.budget import BudgetSettings
 from fastff.hf.pretrain.config import PretrainConfig
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.text import CausalCollator, MaskingCollator, load_tokenizer, pack, texts, train_tokenizer
@@ -114,9 +115,8 @@ class EvaluationRows(Dataset[Batch]):
         return {name: values[index] for name, values in self.batch.items()}
 
 
-def packed(config: PretrainConfig, tokenizer: Any, split: str, limit: int | None = None) -> Any:
-    """The sequences of a split, formatted as tensors."""
-    special = config.objective == "masked"
+def packed(config: BudgetSettings, tokenizer: Any, split: str, special: bool, limit: int | None = None) -> Any:
+    """The sequences of a split, formatted as tensors; `special`: between CLS and SEP."""
     column = config.text_column
     rows = pack(config.data, tokenizer, config.length, split=split, text_column=column, special=special, limit=limit)
     return rows.with_format("torch")

@@ -36,7 +36,7 @@ def losses_by_precision(config: PretrainConfig, folder: str | Path) -> dict[str,
     kind = AutoModelForMaskedLM if config.objective == "masked" else AutoModelForCausalLM
     model = kind.from_pretrained(place / "model", dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(place / "tokenizer"))
-    rows = packed(config, tokenizer, "validation", config.validation)
+    rows = packed(config, tokenizer, "validation", config.objective == "masked", config.validation)
     batch = EvaluationRows(rows, make_collator(config, tokenizer), config.seed).batch
     found = {"float32": _loss(model, batch), "bfloat16": _loss(copy.deepcopy(model).to(torch.bfloat16), batch)}
     if any(isinstance(module, TreeLayer) for module in model.modules()):

@@ -5,11 +5,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastff.hf.pretrain.config import PretrainConfig
+from fastff.hf.pretrain.budget import BudgetSettings
 
 
-def lr_factor(config: PretrainConfig, share: float) -> float:
+def lr_factor(config: BudgetSettings, share: float) -> float:
     """The learning rate in parts of its highest, once `share` in [0, 1] of the budget is used up."""
+    share = config.share_of_stage(share)
     if config.schedule == "p2":
         return 0.25 + share if share < 0.75 else 4 * (1 - share)
     if share < config.warmup:
@@ -17,7 +18,7 @@ def lr_factor(config: PretrainConfig, share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - config.warmup) / (1 - config.warmup)))
 
 
-def step_batch(config: PretrainConfig, share: float, unit: int) -> int:
+def step_batch(config: BudgetSettings, share: float, unit: int) -> int:
     """The sequences of an optimiser step at `share` of the budget: a multiple of `unit`, the nearest to the ramp."""
     ramp = 1.0 if share >= config.ramp_until else share / config.ramp_until
     wanted = config.start_batch + ramp * (config.end_batch - config.start_batch)
@@ -36,7 +37,7 @@ class Progress:
         warned: of a collapse.
     """
 
-    config: PretrainConfig
+    config: BudgetSettings
     unit: int
     step: int = 0
     sequences: int = 0

@@ -54,7 +54,9 @@ def _one_module(name: str, module: nn.Module) -> Iterator[tuple[str, FeedForward
     activations = [child for child in calls[:end] if is_activation(child)]
     after = calls[end:]
     if len(activations) == 1 and len(after) <= 1 and all(isinstance(child, nn.Dropout) for child in after):
-        yield name, function_of(up, down, activations[0], dropout=after[0] if after else None)
+        parts = {child: part for part, child in module.named_children()}
+        named = tuple(f"{name}.{parts[linear]}" for linear in linears)
+        yield name, function_of(up, down, activations[0], dropout=after[0] if after else None, linears=named)
 
 
 def _pair(name: str, module: nn.Module) -> Iterator[tuple[str, FeedForwardFunction]]:
@@ -65,7 +67,8 @@ def _pair(name: str, module: nn.Module) -> Iterator[tuple[str, FeedForwardFuncti
         return
     rest = [child for child in first.children() if child is not up]
     if len(rest) == 1 and is_activation(rest[0]):
-        yield f"{name}.intermediate", function_of(up, down, rest[0], others=(f"{name}.output.dense",))
+        named = (f"{name}.intermediate.dense", f"{name}.output.dense")
+        yield f"{name}.intermediate", function_of(up, down, rest[0], others=named[1:], linears=named)
 
 
 def _inlined(name: str, module: nn.Module) -> Iterator[tuple[str, FeedForwardFunction]]:
@@ -78,7 +81,9 @@ def _inlined(name: str, module: nn.Module) -> Iterator[tuple[str, FeedForwardFun
     up, down = (children[part] for part in linears)
     if _maps_back(up, down):
         others = (f"{name}.{activations[0]}", f"{name}.{linears[1]}")
-        yield f"{name}.{linears[0]}", function_of(up, down, children[activations[0]], others=others)
+        named = tuple(f"{name}.{linear}" for linear in linears)
+        found = function_of(up, down, children[activations[0]], others=others, linears=named)
+        yield f"{name}.{linears[0]}", found
 
 
 def _maps_back(up: Any, down: Any) -> bool:

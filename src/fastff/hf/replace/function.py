@@ -22,6 +22,8 @@ class FeedForwardFunction:
         dtype, device: of its weights.
         dropout: the dropout that follows within the same module; it is no part of the function.
         others: names of the other modules that make the function up, where not one module does.
+        linears: names of the linear layers in the model, in the order in which they run: that of the hidden neurons
+            first, that of the output last.
     """
 
     features: int
@@ -31,6 +33,7 @@ class FeedForwardFunction:
     device: torch.device
     dropout: nn.Module | None = field(default=None, repr=False)
     others: tuple[str, ...] = field(default=(), repr=False)
+    linears: tuple[str, ...] = field(default=(), repr=False)
 
 
 def function_of(
@@ -40,12 +43,13 @@ def function_of(
     *,
     dropout: nn.Module | None = None,
     others: tuple[str, ...] = (),
+    linears: tuple[str, ...],
 ) -> FeedForwardFunction:
     """The function that starts with `up` and ends with `down`."""
     features, width = sizes(up)[0], sizes(down)[0]
     weight: torch.Tensor = up.weight
     name = nearest_activation(activation)
-    return FeedForwardFunction(features, width, name, weight.dtype, weight.device, dropout, others)
+    return FeedForwardFunction(features, width, name, weight.dtype, weight.device, dropout, others, linears)
 
 
 def sizes(linear: Linear) -> tuple[int, int]:

@@ -1,0 +1,157 @@
+"""Where new layers start: at the pretrained neurons that matter most, with what those leave out as a bias.
+
+A tree that grows begins as a dense layer of the neurons that a token runs, so it can begin as a pruned copy of the
+function that it replaces. Which neurons: those whose part of the output varies most. What they put out is then fitted
+again, by least squares, to the whole function's output. Gated functions have no neurons of this kind; their output's
+mean is taken alone.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastff.hf.distil.distiller import Distiller, captured
+from fastff.hf.replace import FeedForwardFunction
+from fastff.nn import FeedForward, FeedForwardLayer, TreeFeedForward
+from fastff.ops import activate
+
+RIDGE = 1e-3  # of the mean square of a neuron's value
+
+
+@torch.no_grad()
+def start_from_neurons(distiller: Distiller, batches: list[dict[str, Tensor]]) -> None:
+    """Set the new layers of the student, in place, from the teacher's functions on some batches of inputs."""
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for batch in batches:
+        with captured(distiller.teacher, distiller.functions) as kept:
+            distiller.teacher.base_model(**batch)
+        for name, (x, y) in kept.items():
+            seen.setdefault(name, []).append((x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])))
+    for name, function in distiller.functions.items():
+        x, y = (torch.cat(parts) for parts in zip(*seen.pop(name), strict=True))
+        place = distiller.student.get_submodule(name)
+        layer = next(module for module in place.modules() if isinstance(module, FeedForwardLayer))
+        linears = [distiller.teacher.get_submodule(linear) for linear in function.linears]
+        _start(layer, function, linears, x.float(), y.float())
+
+
+def _start(
+    layer: FeedForwardLayer, function: FeedForwardFunction, linears: list[nn.Module], x: Tensor, y: Tensor
+) -> None:
+    """Set `layer` from a function's linear layers, inputs (T, in) and outputs (T, out)."""
+    rows = _Rows.of(layer)
+    if rows is None:
+        return
+    if len(linears) != 2 or function.activation is None:
+        rows.set_bias(y.mean(0))
+        return
+    w1, b1 = _matrix(linears[0])  # (width, in), (width,)
+    w2, _ = _matrix(linears[1])  # (out, width)
+    hidden_TW = activate(F.linear(x, w1, b1), function.activation)
+    chosen = (hidden_TW.var(0) * w2.square().sum(0)).topk(min(rows.count, len(w1))).indices
+    rows.set_inputs(w1[chosen], b1[chosen])
+    values_TF = rows.values(F.linear(x, w1[chosen], b1[chosen]))
+    mean_F, mean_O = values_TF.mean(0), y.mean(0)
+    values_TF = values_TF - mean_F
+    square = values_TF.T @ values_TF / len(x)
+    square += RIDGE * square.diagonal().mean() * torch.eye(len(square), device=square.device)
+    fitted_FO = torch.linalg.solve(square, values_TF.T @ (y - mean_O) / len(x))
+    rows.set_outputs(fitted_FO)
+    rows.set_bias(mean_O - mean_F @ fitted_FO)
+
+
+def _matrix(linear: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (out, in) and bias (out,) of a linear layer, also of GPT-2's, whose weight lies the other way round."""
+    layer: Any = linear
+    weight: Tensor = layer.weight.detach().float()
+    if not isinstance(linear, nn.Linear):
+        weight = weight.T
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().float()
+
+
+class _Rows:
+    """The neurons that every token runs at first, as one dense layer: of a dense layer all, of trees that will grow
+    those of the paths, of trees that see a projection the master leaf's.
+
+    Args:
+        inputs: pairs of a weight (..., in) and a bias (...), whose neurons follow each other.
+        outputs: for each pair the output rows (..., sides, out).
+        biases: of the output, each (..., out): together they are it; none: the last neuron stands in.
+        activation: of a neuron with one side; one of two sides puts out relu(-z) and relu(z).
+    """
+
+    def __init__(
+        self, inputs: list[tuple[Tensor, Tensor]], outputs: list[Tensor], biases: list[Tensor], activation: str
+    ) -> None:
+        self.inputs, self.outputs, self.biases, self.activation = inputs, outputs, biases, activation
+        self.count = sum(bias.numel() for _, bias in inputs) - (not biases)
+        self.sides = outputs[0].shape[-2]
+
+    @classmethod
+    def of(cls, layer: FeedForwardLayer) -> "_Rows | None":
+        """Those of `layer`; None if it has no such neurons."""
+        if isinstance(layer, FeedForward):
+            return cls([(layer.w1, layer.b1)], [layer.w2.unsqueeze(-2)], [layer.b2], layer.activation)
+        if not isinstance(layer, TreeFeedForward):
+            return None
+        p = {name: getattr(layer, name) for name in layer.parameter_names}
+        leaf = "base" if layer.shared_base else "leaf"
+        biases = [p[f"{leaf}_b2"][:, :1]] if layer.leaf_bias else []
+        if layer.rank is not None or not layer.contributing:
+            if not layer.master_width:
+                return None
+            p[f"{leaf}_w2"].zero_()  # what the trees add is learned
+            return cls([(p["master_w1"], p["master_b1"])], [p["master_w2"].unsqueeze(-2)], biases, layer.activation)
+        if not biases:
+            return None
+        inputs, outputs = [], []
+        for level in range(layer.depth):
+            row = slice(2**level - 1, 2**level)  # the first of its level: with growth the only one in use
+            inputs.append((p["node_weight"][:, row], p["node_bias"][:, row]))
+            outputs.append(p["node_out"][:, row])
+        inputs.append((p[f"{leaf}_w1"][:, :1], p[f"{leaf}_b1"][:, :1]))
+        out = p[f"{leaf}_w2"][:, :1]
+        outputs.append(out if layer.two_sided else out.unsqueeze(-2))
+        return cls(inputs, outputs, biases, layer.activation)
+
+    def values(self, z_TN: Tensor) -> Tensor:
+        """What neurons put out by their logits, all of a neuron's sides together: (T, N * sides)."""
+        if self.sides == 1:
+            return activate(z_TN, self.activation)
+        return torch.stack([F.relu(-z_TN), F.relu(z_TN)], dim=-1).flatten(1)
+
+    def set_inputs(self, weight_NI: Tensor, bias_N: Tensor) -> None:
+        """Give the first N neurons these weights."""
+        for weight, bias in self.inputs:
+            n = min(bias.numel(), len(bias_N))
+            _fill(weight, weight_NI[:n])
+            _fill(bias, bias_N[:n])
+            weight_NI, bias_N = weight_NI[n:], bias_N[n:]
+
+    def set_outputs(self, rows_FO: Tensor) -> None:
+        """Give the first neurons these output rows, all sides of one together; the others none."""
+        for out in self.outputs:
+            n = min(out[..., 0].numel(), len(rows_FO))
+            out.zero_()
+            _fill(out, rows_FO[:n])
+            rows_FO = rows_FO[n:]
+
+    def set_bias(self, bias_O: Tensor) -> None:
+        """Let the layer put this out beside its neurons; without biases by the last neuron, which is always on."""
+        for bias in self.biases:
+            bias.copy_((bias_O / (bias.numel() // len(bias_O))).expand_as(bias))
+        if not self.biases:
+            weight, bias = self.inputs[-1]
+            weight.view(-1, weight.shape[-1])[-1] = 0
+            bias.view(-1)[-1] = 1
+            on = self.values(bias.view(-1)[-1:].unsqueeze(0))[0, -1]
+            self.outputs[-1].view(-1, len(bias_O))[-1] = bias_O / on
+
+
+def _fill(parameter: Tensor, rows: Tensor) -> None:
+    """Write `rows` (n, ...) over the first n of a parameter whose leading dimensions are flattened."""
+    flat = parameter.reshape(-1, *rows.shape[1:]).clone()
+    flat[: len(rows)] = rows
+    parameter.copy_(flat.view_as(parameter))

@@ -1,0 +1,312 @@
+"""Distillation: what layers learn from, where they start, whole runs, and what is refused."""
+
+import json
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from fastff import cli, quantize, start_growth
+from fastff.hf import feedforward_modules, replace_feedforward
+from fastff.hf.distil import DistilConfig, Interrupted, distil
+from fastff.hf.distil.distiller import Distiller, captured, divergence, missed, pooled
+from fastff.hf.distil.initial import start_from_neurons
+from fastff.hf.pretrain.schedule import Progress
+from fastff.hf.text import train_tokenizer
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": SMALL | {"intermediate_size": 24, "max_position_embeddings": 32},
+    "bert": SMALL | {"intermediate_size": 24, "max_position_embeddings": 32, "hidden_act": "relu"},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 300, "n_positions": 32},
+    "opt": SMALL | {"ffn_dim": 24, "max_position_embeddings": 32, "word_embed_proj_dim": 16},
+}
+KINDS = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
+TREE = "tree:depth=2,leaf_width=1,trees=4"
+
+
+def original(kind: str, auto: Any) -> PreTrainedModel:
+    """Random weights large enough that layers do something."""
+    torch.manual_seed(0)
+    model = auto.from_config(AutoConfig.for_model(kind, **SHAPES[kind])).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.normal_(0, 1.5 * p.shape[-1] ** -0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 5))) for _ in range(60)]
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(800)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(text, tmp_path_factory) -> dict[str, str]:
+    """An original for each objective, with its tokenizer."""
+    made = {}
+    for objective, kind, tokens in (
+        ("causal", "llama", "bpe"),
+        ("masked", "bert", "wordpiece"),
+        ("embedding", "bert", "wordpiece"),
+    ):
+        folder = tmp_path_factory.mktemp(objective)
+        original(kind, KINDS[objective]).save_pretrained(folder)
+        train_tokenizer(iter([text.read_text()]), 300, tokens).save_pretrained(folder)
+        made[objective] = str(folder)
+    return made
+
+
+def config(text: Path, model: str, **settings: Any) -> DistilConfig:
+    small = {
+        "data": str(text),
+        "model": model,
+        "feedforward": TREE,
+        "length": 16,
+        "tokens": 6000,
+        "batch_size": 4,
+        "start_batch": 4,
+        "end_batch": 4,
+        "validation": 8,
+        "evaluations": 4,
+        "checkpoints": 6,
+        "logs": 4,
+        "lr": 1e-2,
+    }
+    return DistilConfig(**small | settings)
+
+
+@pytest.mark.parametrize("objective", KINDS)
+def test_a_run_learns_and_writes_a_model(objective, folders, text, tmp_path, capsys):
+    c = config(text, folders[objective])
+    result = distil(c, tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert f", {objective}, with tree" in shown
+    assert result["missed_mean"] > 0.01
+    assert result["missed_mean"] == pytest.approx(sum(result["missed"].values()) / 2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    by_layer, _, _, whole = (row["validation_loss"] for row in rows if "validation_loss" in row)
+    assert by_layer < 0.9
+    assert result["validation_loss"] == whole
+    folder = tmp_path / "run" / "model"
+    card = (folder / "README.md").read_text()
+    assert "variance of the layers' outputs that is missed" in card
+    assert Path(folders[objective]).name in card
+    model = KINDS[objective].from_pretrained(folder).eval()
+    teacher = KINDS[objective].from_pretrained(folders[objective]).eval()
+    assert set(result["missed"]) == set(feedforward_modules(teacher))
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text.read_text())["input_ids"][5:69]).view(4, 16)
+    (before, now), *more = result["kept"].values()
+    assert not more
+    if objective == "embedding":
+        assert (before, now) == (1, pytest.approx(now))
+        found, wanted = (pooled(m(ids).last_hidden_state, torch.ones_like(ids)) for m in (model, teacher))
+        assert nn.functional.cosine_similarity(found, wanted).min() > 0.5
+    else:
+        assert before == pytest.approx(now, abs=0.5)
+        found, wanted = (m(ids).logits.flatten(0, 1) for m in (model, teacher))
+        assert divergence(found, wanted) < divergence(wanted.roll(1, 0), wanted) / 2
+    assert distil(c, tmp_path / "run", resume=True) == result
+    quantize(model)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_is_captured_is_the_function(kind):
+    model = original(kind, AutoModel)
+    functions = feedforward_modules(model)
+    ids = torch.randint(5, 300, (2, 7))
+    with captured(model, functions) as kept:
+        model(ids)
+    assert kept.keys() == functions.keys()
+    for name, (x, y) in kept.items():
+        linears = [model.get_submodule(linear) for linear in functions[name].linears]
+        assert x.shape == y.shape == ((14, 16) if kind == "opt" else (2, 7, 16))
+        if kind == "llama":
+            module = model.get_submodule(name)
+            assert linears == [module.gate_proj, module.up_proj, module.down_proj]
+            expected = module(x)
+        elif kind == "gpt2":
+            expected = model.get_submodule(name)(x)
+        else:
+            expected = linears[1](nn.functional.relu(linears[0](x)))
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_missed_counts_each_feature_by_its_variance():
+    wanted = torch.randn(1000, 3) * torch.tensor([1.0, 100.0, 0.01])
+    assert missed(wanted, wanted) == 0
+    assert missed(wanted.mean(0).expand_as(wanted), wanted) == pytest.approx(
+        1, abs=0.01 + 0.4
+    )  # the smallest hardly counts
+    found = wanted.clone()
+    found[:, 1] = wanted[:, 1].mean()
+    assert missed(found, wanted) == pytest.approx(1 / 3, abs=1e-3)
+
+
+def distiller(kind: str, layer: str, auto: Any = AutoModel) -> Distiller:
+    teacher = original(kind, auto)
+    student = replace_feedforward(original(kind, auto), layer)
+    return Distiller(teacher, student, feedforward_modules(teacher), "embedding")
+
+
+@pytest.mark.parametrize(
+    ("layer", "most"),
+    [
+        ("dense:width=24", 1e-4),  # all neurons there are
+        ("dense:width=30", 1e-4),
+        ("dense:width=12", 0.5),
+        ("tree:depth=5,leaf_width=1,trees=4", 1e-4),  # 24 at first
+        ("tree:depth=2,leaf_width=4,trees=2", 0.5),
+        ("tree:depth=2,leaf_width=1,trees=2,rank=4,contributing=false,leaf_bias=false,master_width=12", 0.7),
+    ],
+)
+def test_layers_start_at_the_neurons_that_matter(layer, most):
+    torch.manual_seed(0)
+    d = distiller("bert", layer).eval()
+    ids = torch.randint(5, 300, (64, 16))
+    mask = torch.ones_like(ids)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        start_growth(d.student)
+        before = d.missed_by_layer(inputs, mask.bool())
+        start_growth(d.student, 1.0)
+        start_from_neurons(d, [inputs])
+        start_growth(d.student)
+        after = d.missed_by_layer(inputs, mask.bool())
+    for name in d.functions:
+        assert after[name] < most
+        assert after[name] < 0.6 * before[name]
+
+
+def test_gated_functions_give_their_mean():
+    torch.manual_seed(0)
+    d = distiller("llama", "tree:depth=2,leaf_width=1,trees=3").eval()
+    ids = torch.randint(5, 300, (16, 16))
+    with torch.no_grad(), captured(d.teacher, d.functions) as kept:
+        d.teacher(ids)
+    start_from_neurons(d, [{"input_ids": ids}])
+    for name, (_, y) in kept.items():
+        bias = d.student.get_submodule(name).base_b2.sum(0)[0]
+        torch.testing.assert_close(bias, y.flatten(0, 1).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [6, 60])  # in the first stage, in the second
+def test_an_interrupted_run_goes_on_to_the_same_bits(step, folders, text, tmp_path, monkeypatch):
+    c = config(text, folders["masked"])
+    distil(c, tmp_path / "whole", quiet=True)
+    end = Progress.end_step
+
+    def interrupt(self: Progress, seconds: float) -> None:
+        end(self, seconds)
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "end_step", interrupt)
+        with pytest.raises(Interrupted):
+            distil(c, tmp_path / "run", quiet=True)
+    distil(c, tmp_path / "run", resume=True, quiet=True)
+    found, expected = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "whole"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_other_weights_stay_or_move_slowly(folders, text, tmp_path):
+    start = AutoModel.from_pretrained(folders["embedding"]).state_dict()
+    for others, stays in ((0.0, True), (0.1, False)):
+        out = tmp_path / str(others)
+        distil(config(text, folders["embedding"], others=others, tokens=2000), out, quiet=True)
+        end = load_file(out / "model" / "model.safetensors")
+        kept = [name for name in end if name in start]
+        assert all(torch.equal(end[n], start[n]) for n in kept if "position_ids" not in n) is stays
+        assert len(kept) > 10
+
+
+def test_only_some_layers(folders, text, tmp_path):
+    c = config(text, folders["causal"], modules="model.layers.1.*", tokens=1000, layerwise=1.0)
+    result = distil(c, tmp_path / "run", quiet=True)
+    assert list(result["missed"]) == ["model.layers.1.mlp"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "none-such"}, "model 'none-such' is no folder or hub id"),
+        ({"feedforward": "tee:depth=2"}, "layer must be one of"),
+        ({"feedforward": ""}, "feedforward must be named"),
+        ({"objective": "sorting"}, "objective must be one of"),
+        ({"layerwise": 1.5}, r"layerwise must be in \[0, 1\], got 1.5"),
+        ({"others": -1.0}, "others must be a finite number of at least 0"),
+        ({"mask_share": 2.0}, "mask_share must be at most 1"),
+        ({"length": 64}, "max_position_embeddings = 32, got 64"),
+        ({"modules": "lm_head"}, r"modules must match feedforward modules"),
+        ({"data": "EMPTY"}, "tokens for 0 blocks"),
+        ({"tokens": None}, "one of tokens and minutes"),
+    ],
+)
+def test_refused(settings, message, folders, text, tmp_path):
+    (tmp_path / "empty.txt").write_text("a")
+    settings = {k: str(tmp_path / "empty.txt") if v == "EMPTY" else v for k, v in settings.items()}
+    with pytest.raises(ValueError, match=message):
+        distil(config(text, **{"model": folders["causal"]} | settings), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_models_that_cannot_be_originals_are_refused(folders, text, tmp_path):
+    for name, edit, message in (
+        ("ours", lambda m: replace_feedforward(m, TREE), "were replaced"),
+        ("int8", lambda m: setattr(m.config, "quantization_config", {"quant_method": "gptq", "bits": 4}), "by 'gptq'"),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(folders["causal"])
+        edit(model)
+        model.config.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            distil(config(text, str(tmp_path / name)), tmp_path / "run", quiet=True)
+    bloom = AutoConfig.for_model("bloom", hidden_size=16, n_layer=1, n_head=2, vocab_size=300)
+    AutoModelForCausalLM.from_config(bloom).save_pretrained(tmp_path / "bloom")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bloom" / name).write_bytes((Path(folders["causal"]) / name).read_bytes())
+    with pytest.raises(ValueError, match="must have feedforward modules, found none"):
+        distil(config(text, str(tmp_path / "bloom")), tmp_path / "run", quiet=True)
+
+
+def test_the_command(folders, text, tmp_path, monkeypatch, capsys):
+    small = {"tokens": 1000, "length": 16, "batch-size": 4, "start-batch": 4, "end-batch": 4, "validation": 8}
+    options = [f"--{name}={value}" for name, value in (small | {"data": text, "feedforward": TREE}).items()]
+    out = ["--out", str(tmp_path / "run"), "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["fastff", "distil", folders["embedding"], *options, *out])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert "the layers miss" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_tied_weights_are_saved_once():
+    d = Distiller(original("bert", AutoModelForMaskedLM), original("bert", AutoModelForMaskedLM), {}, "masked")
+    names = set(d.state_dict())
+    assert not any("teacher" in name for name in names)
+    tied = {"student.bert.embeddings.word_embeddings.weight", "student.cls.predictions.decoder.weight"}
+    assert len(names & tied) == 1
+    assert SimpleNamespace(**d.load_state_dict(d.state_dict(), strict=False)._asdict()).unexpected_keys == []
