@@ -12,10 +12,13 @@ KEPT = "what was measured is in the files named above"
 NEEDS = "pip install 'fastff[hf,train]'"
 
 # Transformers takes seconds to import, so these commands are imported only where they are the one that is run.
-MODEL_COMMANDS = {
-    "pretrain": "Train a masked or causal language model with fast feedforward layers.",
-    "distil": "Replace the feedforward layers of a pretrained model and teach the new ones what the original does.",
-    "finetune": "Fine-tune language models on a classification task, side by side.",
+MODEL_COMMANDS = {  # with the package of each and its meaning
+    "pretrain": ("pretrain", "Train a masked or causal language model with fast feedforward layers."),
+    "distil": (
+        "distillation",
+        "Replace the feedforward layers of a pretrained model and teach the new ones what the original does.",
+    ),
+    "finetune": ("finetune", "Fine-tune language models on a classification task, side by side."),
 }
 
 
@@ -46,9 +49,9 @@ def build_app(chosen: str | None = None) -> Any:
     app.command("evaluate")(commands.evaluate_command)
     app.command("bench")(bench_command)
     app.command("export")(export_command)
-    for name, meaning in MODEL_COMMANDS.items():
+    for name, (package, meaning) in MODEL_COMMANDS.items():
         if name == chosen:
-            module = importlib.import_module(f"fastff.hf.{name}.commands")
+            module = importlib.import_module(f"fastff.hf.{package}.commands")
             app.command(name)(getattr(module, f"{name}_command"))
         else:
             app.command(name, help=meaning)(lambda: None)

@@ -24,9 +24,9 @@ from transformers import (
 
 from fastff import cli, quantize, start_growth
 from fastff.hf import feedforward_modules, replace_feedforward
-from fastff.hf.distil import DistilConfig, Interrupted, distil
-from fastff.hf.distil.distiller import Distiller, captured, divergence, missed, pooled
-from fastff.hf.distil.initial import start_from_neurons
+from fastff.hf.distillation import DistilConfig, Interrupted, distil
+from fastff.hf.distillation.distiller import Distiller, captured, divergence, missed, pooled
+from fastff.hf.distillation.initial import start_from_neurons
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.text import train_tokenizer
 
@@ -39,6 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 KINDS = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
 TREE = "tree:depth=2,leaf_width=1,trees=4"
+LEAVES = "tree:depth=2,leaf_width=8,contributing=false,gradient=none"  # that start at neurons of their own
 
 
 def original(kind: str, auto: Any) -> PreTrainedModel:
@@ -178,6 +179,9 @@ def distiller(kind: str, layer: str, auto: Any = AutoModel) -> Distiller:
         ("dense:width=12", 0.5),
         ("tree:depth=5,leaf_width=1,trees=4", 1e-4),  # 24 at first
         ("tree:depth=2,leaf_width=4,trees=2", 0.5),
+        ("tree:depth=2,leaf_width=12,contributing=false", 0.4),
+        ("tree:depth=2,leaf_width=6,trees=2,contributing=false,two_sided=false", 0.5),
+        ("tree:depth=1,leaf_width=30,contributing=false,two_sided=false,leaf_bias=false", 0.1),
         ("tree:depth=2,leaf_width=1,trees=2,rank=4,contributing=false,leaf_bias=false,master_width=12", 0.7),
     ],
 )
@@ -211,9 +215,12 @@ def test_gated_functions_give_their_mean():
         torch.testing.assert_close(bias, y.flatten(0, 1).mean(0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("step", [6, 60])  # in the first stage, in the second
-def test_an_interrupted_run_goes_on_to_the_same_bits(step, folders, text, tmp_path, monkeypatch):
-    c = config(text, folders["masked"])
+@pytest.mark.parametrize(
+    ("step", "layer"),
+    [(6, TREE), (60, TREE), (60, LEAVES)],  # in the first stage, in the second
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(step, layer, folders, text, tmp_path, monkeypatch):
+    c = config(text, folders["masked"], feedforward=layer)
     distil(c, tmp_path / "whole", quiet=True)
     end = Progress.end_step
 
@@ -241,6 +248,18 @@ def test_other_weights_stay_or_move_slowly(folders, text, tmp_path):
         kept = [name for name in end if name in start]
         assert all(torch.equal(end[n], start[n]) for n in kept if "position_ids" not in n) is stays
         assert len(kept) > 10
+
+
+def test_decisions_from_the_data_stay(folders, text, tmp_path):
+    result = distil(config(text, folders["embedding"], feedforward=LEAVES), tmp_path / "run", quiet=True)
+    model = AutoModel.from_pretrained(tmp_path / "run" / "model")
+    assert result["inference_width"] == 20
+    for name, use in result["layers"].items():
+        layer = model.get_submodule(name.removeprefix("student."))
+        assert not layer.shared_base
+        assert use["effective_leaves"] > 2.5  # halves of halves of what they were set from
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len({str(row["layers"]) for row in rows if "layers" in row and row["step"] < 40}) == 1
 
 
 def test_only_some_layers(folders, text, tmp_path):

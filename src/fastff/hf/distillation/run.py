@@ -9,19 +9,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fastff.hf.distil.config import DistilConfig
-from fastff.hf.distil.distiller import Distiller
-from fastff.hf.distil.initial import start_from_neurons
-from fastff.hf.distil.measure import measure
-from fastff.hf.distil.models import build_distiller, objective_of, read_config
+from fastff.hf.distillation.config import DistilConfig
+from fastff.hf.distillation.distiller import Distiller
+from fastff.hf.distillation.initial import start_from_neurons
+from fastff.hf.distillation.leaves import has_own_leaves
+from fastff.hf.distillation.measure import measure
+from fastff.hf.distillation.models import build_distiller, objective_of, read_config
 from fastff.hf.pretrain.base import BudgetRun, figures, run_in_folder
 from fastff.hf.pretrain.data import Collator, Draw, TrainingBatches, collate, mixed_seed
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.pretrain.trainer import PretrainTrainer
 from fastff.hf.save import save_whole
 from fastff.hf.text import CausalCollator, MaskingCollator, load_tokenizer
+from fastff.nn import FeedForwardLayer, TreeFeedForward, build_layer
 
-INITIAL_TOKENS = 16_000  # what the start from pretrained neurons is fitted to
+INITIAL_TOKENS, PER_NUMBER = 16_000, 8  # what the start is fitted to: so many, or so many for each number of a leaf
+INITIAL_BYTES = 2e9  # of inputs and outputs of all layers, at most
 
 
 def distil(config: DistilConfig, out: str | Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -56,7 +59,16 @@ class DistilRun(BudgetRun):
 
     config: DistilConfig
     model_config: PreTrainedConfig
-    grows = True
+
+    @property
+    def grows(self) -> bool:  # type: ignore[override]
+        return not self.own_leaves
+
+    @property
+    def own_leaves(self) -> bool:
+        """Whether trees start whole: decisions from the data, which stay, and leaves of pretrained neurons."""
+        with torch.device("meta"):
+            return self.config.neurons and has_own_leaves(build_layer(self.config.feedforward, 1))
 
     def __init__(self, config: DistilConfig, folder: Path, args: TrainingArguments) -> None:
         self.objective = objective_of(config, read_config(config))
@@ -86,15 +98,23 @@ class DistilRun(BudgetRun):
     def make_model(self, args: TrainingArguments, batches: TrainingBatches) -> nn.Module:
         model = build_distiller(self.config, self.objective)
         self.model_config = copy.deepcopy(model.student.config)
+        layers = [layer for layer in model.student.modules() if isinstance(layer, FeedForwardLayer)]
+        if self.own_leaves:
+            for layer in layers:
+                assert isinstance(layer, TreeFeedForward)
+                layer.merge_base()
+                layer.node_weight.requires_grad_(False)
+                layer.node_bias.requires_grad_(False)
         if self.config.neurons and not self.checkpoint:
             model.to(args.device)
-            rows, indices = batches.rows, batches.indices(0, math.ceil(INITIAL_TOKENS / self.config.length))
+            count = math.ceil(_initial_tokens(layers, self.own_leaves) / self.config.length)
+            rows, indices = batches.rows, batches.indices(0, count)
             batch = collate(rows, indices, batches.collator, mixed_seed(self.config.seed, Draw.INITIALISATION))
             parts = batch["input_ids"].to(args.device).split(self.config.batch_size)
             start_from_neurons(model, [{"input_ids": part} for part in parts])
         if not self.config.others:
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name in model.new_parameters)
+                parameter.requires_grad_(parameter.requires_grad and name in model.new_parameters)
         return model
 
     def save(self, model: nn.Module, state: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +132,14 @@ class DistilRun(BudgetRun):
         weights = {name.removeprefix("student."): tensor for name, tensor in state.items()}
         save_whole(student, self.tokenizer, self.folder / "model", title=title, results=lines, state_dict=weights)
         return found | figures(student)
+
+
+def _initial_tokens(layers: list[FeedForwardLayer], own_leaves: bool) -> int:
+    """How many the start is fitted to."""
+    wanted, first = INITIAL_TOKENS, layers[0]
+    if own_leaves and isinstance(first, TreeFeedForward):
+        wanted = max(wanted, PER_NUMBER * 2**first.depth * first.leaf_width * (1 + first.two_sided))
+    return min(wanted, int(INITIAL_BYTES / sum(4 * (layer.in_features + layer.out_features) for layer in layers)))
 
 
 class StageCallback(TrainerCallback):

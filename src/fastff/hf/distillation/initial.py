@@ -1,23 +1,18 @@
 """Where new layers start: at the pretrained neurons that matter most, with what those leave out as a bias.
 
 A tree that grows begins as a dense layer of the neurons that a token runs, so it can begin as a pruned copy of the
-function that it replaces. Which neurons: those whose part of the output varies most. What they put out is then fitted
-again, by least squares, to the whole function's output. Gated functions have no neurons of this kind; their output's
-mean is taken alone.
+function that it replaces. Trees whose leaves alone put out begin with leaves of their own (`start_leaves`). What the
+chosen neurons put out is fitted again, by least squares, to the whole function's output. Gated functions have no
+neurons of this kind; their output's mean is taken alone.
 """
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastff.hf.distil.distiller import Distiller, captured
-from fastff.hf.replace import FeedForwardFunction
+from fastff.hf.distillation.distiller import Distiller, captured
+from fastff.hf.distillation.fit import Neurons, fit, values
+from fastff.hf.distillation.leaves import has_own_leaves, start_leaves
 from fastff.nn import FeedForward, FeedForwardLayer, TreeFeedForward
-from fastff.ops import activate
-
-RIDGE = 1e-3  # of the mean square of a neuron's value
 
 
 @torch.no_grad()
@@ -30,45 +25,37 @@ def start_from_neurons(distiller: Distiller, batches: list[dict[str, Tensor]]) -
         for name, (x, y) in kept.items():
             seen.setdefault(name, []).append((x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])))
     for name, function in distiller.functions.items():
-        x, y = (torch.cat(parts) for parts in zip(*seen.pop(name), strict=True))
+        x_TI, y_TO = (torch.cat(parts).float() for parts in zip(*seen.pop(name), strict=True))
         place = distiller.student.get_submodule(name)
         layer = next(module for module in place.modules() if isinstance(module, FeedForwardLayer))
-        linears = [distiller.teacher.get_submodule(linear) for linear in function.linears]
-        _start(layer, function, linears, x.float(), y.float())
+        start(layer, Neurons.of(function, distiller.teacher), x_TI, y_TO)
 
 
-def _start(
-    layer: FeedForwardLayer, function: FeedForwardFunction, linears: list[nn.Module], x: Tensor, y: Tensor
-) -> None:
-    """Set `layer` from a function's linear layers, inputs (T, in) and outputs (T, out)."""
+@torch.no_grad()
+def start(layer: FeedForwardLayer, neurons: Neurons | None, x_TI: Tensor, y_TO: Tensor) -> None:
+    """Set `layer` to be near a function on some tokens, in place.
+
+    Args:
+        layer: a new layer; what it has no use for pretrained neurons for stays as it is.
+        neurons: of the function; None if it has none of this kind.
+        x_TI, y_TO: its inputs and outputs.
+    """
+    if neurons and isinstance(layer, TreeFeedForward) and has_own_leaves(layer):
+        layer.merge_base()
+        start_leaves(layer, neurons, x_TI, y_TO)
+        return
     rows = _Rows.of(layer)
     if rows is None:
         return
-    if len(linears) != 2 or function.activation is None:
-        rows.set_bias(y.mean(0))
+    if neurons is None:
+        rows.set_bias(y_TO.mean(0))
         return
-    w1, b1 = _matrix(linears[0])  # (width, in), (width,)
-    w2, _ = _matrix(linears[1])  # (out, width)
-    hidden_TW = activate(F.linear(x, w1, b1), function.activation)
-    chosen = (hidden_TW.var(0) * w2.square().sum(0)).topk(min(rows.count, len(w1))).indices
-    rows.set_inputs(w1[chosen], b1[chosen])
-    values_TF = rows.values(F.linear(x, w1[chosen], b1[chosen]))
-    mean_F, mean_O = values_TF.mean(0), y.mean(0)
-    values_TF = values_TF - mean_F
-    square = values_TF.T @ values_TF / len(x)
-    square += RIDGE * square.diagonal().mean() * torch.eye(len(square), device=square.device)
-    fitted_FO = torch.linalg.solve(square, values_TF.T @ (y - mean_O) / len(x))
+    z_TN = neurons.logits(x_TI)
+    chosen = neurons.most_used(z_TN, y_TO.std(0).clamp_min(1e-6), rows.count)
+    rows.set_inputs(neurons.w1[chosen], neurons.b1[chosen])
+    fitted_FO, bias_O = fit(values(z_TN[:, chosen], rows.activation, rows.sides), y_TO)
     rows.set_outputs(fitted_FO)
-    rows.set_bias(mean_O - mean_F @ fitted_FO)
-
-
-def _matrix(linear: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight (out, in) and bias (out,) of a linear layer, also of GPT-2's, whose weight lies the other way round."""
-    layer: Any = linear
-    weight: Tensor = layer.weight.detach().float()
-    if not isinstance(linear, nn.Linear):
-        weight = weight.T
-    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().float()
+    rows.set_bias(bias_O)
 
 
 class _Rows:
@@ -116,12 +103,6 @@ class _Rows:
         outputs.append(out if layer.two_sided else out.unsqueeze(-2))
         return cls(inputs, outputs, biases, layer.activation)
 
-    def values(self, z_TN: Tensor) -> Tensor:
-        """What neurons put out by their logits, all of a neuron's sides together: (T, N * sides)."""
-        if self.sides == 1:
-            return activate(z_TN, self.activation)
-        return torch.stack([F.relu(-z_TN), F.relu(z_TN)], dim=-1).flatten(1)
-
     def set_inputs(self, weight_NI: Tensor, bias_N: Tensor) -> None:
         """Give the first N neurons these weights."""
         for weight, bias in self.inputs:
@@ -146,7 +127,7 @@ class _Rows:
             weight, bias = self.inputs[-1]
             weight.view(-1, weight.shape[-1])[-1] = 0
             bias.view(-1)[-1] = 1
-            on = self.values(bias.view(-1)[-1:].unsqueeze(0))[0, -1]
+            on = values(bias.view(-1, 1)[-1:], self.activation, self.sides)[0, -1]
             self.outputs[-1].view(-1, len(bias_O))[-1] = bias_O / on
 
 

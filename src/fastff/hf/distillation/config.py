@@ -11,7 +11,7 @@ OBJECTIVES = ("", "causal", "masked", "embedding")
 
 @dataclass(frozen=True)
 class DistilConfig(BudgetSettings):
-    """Settings of `fastff.hf.distil`; each field's meaning stands beside it."""
+    """Settings of `fastff.hf.distillation`; each field's meaning stands beside it."""
 
     model: str = setting("", "The pretrained model: a folder or hub id.")
     feedforward: str = setting("", "Layer in place of its feedforward layers, NAME:OPTION=VALUE,...")
@@ -27,7 +27,7 @@ class DistilConfig(BudgetSettings):
     length: int = setting(128, "Tokens a sequence.")
     start_batch: int = setting(32, "Sequences of the first optimiser step (made a multiple of what is taken at once).")
     end_batch: int = setting(32, "Sequences of a step once the ramp is over.")
-    lr: float = setting(2e-3, "Highest learning rate.")
+    lr: float = setting(1e-3, "Highest learning rate.")
     schedule: str = setting("cosine", "cosine (to 0, in both stages) or p2, see fastff pretrain.")
     balance: float = setting(
         0.01, "Weight of the balance loss of trees, and of the importance and load losses of MoEs."

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastff.hf.distil.distiller import Distiller, cosine, pooled
+from fastff.hf.distillation.distiller import Distiller, cosine, pooled
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The original of a distillation, and the copy with new layers."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fastff.hf.distil.config import DistilConfig
-from fastff.hf.distil.distiller import Distiller
+from fastff.hf.distillation.config import DistilConfig
+from fastff.hf.distillation.distiller import Distiller
 from fastff.hf.replace import feedforward_modules, replace_feedforward
 
 KINDS: dict[str, Any] = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
@@ -67,3 +68,10 @@ def build_distiller(config: DistilConfig, objective: str) -> Distiller:
     names = student.config.quantization_config.modules
     functions = {name: function for name, function in feedforward_modules(teacher).items() if name in names}
     return Distiller(teacher, student, functions, objective)
+
+
+def load_distilled(config: DistilConfig, out: str | Path) -> PreTrainedModel:
+    """The model that the run in `out` has made, in eval mode."""
+    kind = KINDS[objective_of(config, read_config(config))]
+    model: PreTrainedModel = kind.from_pretrained(Path(out) / "model").eval()
+    return model

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fastff.hf.distil.config import DistilConfig
-from fastff.hf.distil.run import distil
+from fastff.hf.distillation.config import DistilConfig
+from fastff.hf.distillation.run import distil
 from fastff.runs.options import with_settings
 
 

@@ -1,0 +1,49 @@
+"""Where trees start whose leaves alone put out: each leaf at the pretrained neurons that its own tokens use.
+
+Nodes split the tokens along their main directions (`fastff.initialise_from_data`). A leaf then takes the neurons whose
+part of the output varies most over the tokens that reach it, and what these put out is fitted to the whole output over
+those tokens, by least squares. One tree after the other, each to what the trees before it leave over.
+"""
+
+import torch
+from torch import Tensor
+
+from fastff.hf.distillation.fit import Neurons, fit, values
+from fastff.nn import FeedForwardLayer, TreeFeedForward, initialise_from_data
+
+LEAST = 4  # tokens for each number that is fitted; leaves with fewer get those of all
+
+
+def has_own_leaves(layer: FeedForwardLayer) -> bool:
+    """Whether `start_leaves` is for this layer: leaves alone put out, and see what the function sees."""
+    return isinstance(layer, TreeFeedForward) and layer.rank is None and not layer.contributing
+
+
+def start_leaves(layer: TreeFeedForward, neurons: Neurons, x_TI: Tensor, y_TO: Tensor) -> None:
+    """Set nodes and leaves of `layer`, which has no base, in place; dense neurons beside them put out nothing."""
+    p: dict[str, Tensor] = dict(layer.named_parameters())
+    K, L, W = layer.trees, 2**layer.depth, layer.leaf_width
+    leaf_TK = torch.zeros(len(x_TI), K, dtype=torch.int64, device=x_TI.device)
+    if layer.depth:
+        initialise_from_data(layer, [x_TI], samples=len(x_TI))
+        layer(x_TI)
+        leaf_TK = layer.routing.leaf
+    sides = 2 if layer.two_sided else 1
+    if layer.master_width:
+        p["master_w2"].zero_()
+    scale_O, rest_TO = y_TO.std(0).clamp_min(1e-6), y_TO.clone()
+    for k in range(K):
+        for leaf in range(L):
+            own = leaf_TK[:, k] == leaf
+            here = own if own.sum() >= LEAST * sides * W else torch.ones_like(own)
+            z_TN, rest = neurons.logits(x_TI[here]), rest_TO[here]
+            chosen = neurons.most_used(z_TN, scale_O, W, rest if k else None)
+            n = len(chosen)
+            rows_FO, bias_O = fit(values(z_TN[:, chosen], layer.activation, sides), rest)
+            p["leaf_w1"][k, leaf, :n], p["leaf_b1"][k, leaf, :n] = neurons.w1[chosen], neurons.b1[chosen]
+            p["leaf_w2"][k, leaf, :n] = rows_FO.view(n, *p["leaf_w2"].shape[3:])
+            p["leaf_w2"][k, leaf, n:] = 0
+            if layer.leaf_bias:
+                p["leaf_b2"][k, leaf] = bias_O
+            out = values(neurons.logits(x_TI[own])[:, chosen], layer.activation, sides) @ rows_FO
+            rest_TO[own] -= out + bias_O * layer.leaf_bias
