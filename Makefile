@@ -18,7 +18,7 @@ environment = $(PYTHON) -m venv --clear $(1) && $(BIN)/python $(SITE) > "$$($(1)
 
 help:
 	@echo "make demo      set up (about 3 minutes) and compare all layers on digits, then their speed (about 2 minutes on 2 cores); DATA=... for other data"
-	@echo "make test      set up (about 3 minutes) and run the tests (about 10 minutes on 2 cores)"
+	@echo "make test      set up (about 3 minutes) and run the tests (3 to 10 minutes on 2 cores, by processor)"
 	@echo "make test-all  the slow tests, make sanitize and make transformers-tests too"
 	@echo "make sanitize  the tests of the operators under the address and undefined behaviour sanitizers (GCC)"
 	@echo "make transformers-tests  Transformers' own common tests of a model, on UltraFastBERT"
@@ -54,7 +54,7 @@ demo: setup
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 test: setup
-	@echo "Running the tests: about 10 minutes on 2 cores."
+	@echo "Running the tests: 3 to 10 minutes on 2 cores, by processor."
 	$(PYTEST) -m "not slow"
 
 test-all: setup sanitize transformers-tests

@@ -114,6 +114,31 @@ def decoder_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def distil_table(summary: dict) -> str:
+    """Distilled sentence embedders beside the original, as a Markdown table: what is kept, and the speed."""
+    found = summary["distilled"]
+    shapes = list(found["original"]["milliseconds"])
+    heads = ["feedforward layer", "missed by layer", "cosine", "agreement", "judged", "probe %"]
+    heads += [f"{shape.replace('x', ' x ')} tokens" for shape in shapes]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, row in found.items():
+        base = found["original, int8" if name.endswith("int8") else "original"]["milliseconds"]
+        trained = found[name.removesuffix(", int8")]
+        cells = [
+            name,
+            f"{100 * trained['layerwise']:.1f} %" if "layerwise" in trained else "",
+            f"{trained['kept']['cosine with the original'][1]:.3f}" if "kept" in trained else "",
+            f"{row['agreement']:.3f}",
+            f"{row['judged']:.3f}",
+            f"{100 * row['probe']:.1f}",
+            *(f"{base[s] / row['milliseconds'][s]:.2f}x, {duration(row['milliseconds'][s] / 1e3)}" for s in shapes),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    what = f"{count(summary['tokens'])} tokens; times faster than the original in the same precision"
+    lines.append(f"\n{what}; {_machine(summary)}")
+    return "\n".join(lines)
+
+
 def speed_table(results: dict, cache: str | None) -> str:
     """A benchmark as a Markdown table: how many times faster than the dense layer, and the time, by tokens or width."""
     rows, settings = [row for row in results["rows"] if cache in (None, row["cache"])], results["settings"]
@@ -232,6 +257,8 @@ def main() -> int:
             written = finetune_table(summary)
         elif "equal_loss" in summary:
             written = equal_loss_table(summary)
+        elif "distilled" in summary:
+            written = distil_table(summary)
         elif "lr" in summary:
             written = decoder_table(summary)
         elif "settings" not in summary:

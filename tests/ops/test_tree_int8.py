@@ -25,7 +25,11 @@ SHAPES = [
     (768, 65, 17, 7, 0, 1, 2, False, 70, 0),
     (100, 70, 3, 2, 1, 1, 1, True, None, 5),
     (64, 130, 4, 5, 0, 1, 2, False, 16, 64),
+    (100, 70, 2, 2, 1, 17, 2, True, None, 0),  # leaves so wide that tokens go through them together
+    (65, 130, 1, 3, 0, 40, 1, False, None, 5),
+    (384, 64, 3, 0, 0, 16, 2, True, 20, 3),
 ]
+WIDE = SHAPES[-3]
 
 
 def weights(I, O, K, D, S, W, leaf_S, bias, R, master) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def test_what_is_no_number_shows(value):
 
 
 @compiled
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5], SHAPES[7]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5], SHAPES[7], WIDE], ids=str)
 def test_bits_of_a_row_depend_on_nothing_but_the_row(shape):
     tree, sizes = quantise_tree(**weights(*shape))
     x = torch.randn(5000, shape[0])

@@ -16,7 +16,7 @@ from pathlib import Path
 from record import parser, record
 
 SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2"
+TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,max_position_embeddings=64"
 
 
 def commands(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
@@ -43,9 +43,13 @@ def commands(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "200",
     ]
     pretrain += ["--batch-size", "8", "--start-batch", "8", "--end-batch", "8", "--checkpoints", "20", "--quiet"]
-    pretrain += ["--feedforward", "tree:depth=3,leaf_width=1,trees=2"]
-    subprocess.run([*FASTFF, *pretrain, "--out", str(folder / "pretrained")], check=True, env=os.environ | SETTINGS)
+    tree = ["--feedforward", "tree:depth=3,leaf_width=1,trees=2"]
     finetune = ["finetune", str(folder / "pretrained"), "--data", str(rows), "--seeds", "2", "--epochs", "6", "--quiet"]
+    distil = ["distil", str(folder / "dense" / "model"), *pretrain[1:3], *tree, "--tokens", "60000", "--length", "32"]
+    distil += ["--validation", "50", "--checkpoints", "20", "--quiet", "--resume"]
+    for name, more in (("pretrained", tree), ("dense", ["--model", "bert"])):
+        made = [*FASTFF, *pretrain, *more, "--resume", "--out", str(folder / name)]
+        subprocess.run(made, check=True, env=os.environ | SETTINGS)
     train = [
         "train",
         "--layer",
@@ -60,7 +64,8 @@ def commands(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     return {
         "train": ([*train, "--resume"], ["model.safetensors"]),
         "compare": (compare, ["comparison.json"]),
-        "pretrain": ([*pretrain, "--resume"], ["model/model.safetensors"]),
+        "pretrain": ([*pretrain, *tree, "--resume"], ["model/model.safetensors"]),
+        "distil": (distil, ["model/model.safetensors"]),
         "finetune": (finetune, ["summary.json"]),
     }
 

@@ -109,6 +109,55 @@ inline void dots(const uint8_t* rows, const int32_t* row, const int8_t* const* x
 #endif
 }
 
+// out[4 j + i] = row[i] . x[j], of n bytes each (a multiple of 64): four rows that four tokens share. The zero point is
+// still in, if not kCentred.
+inline void dots_together(const uint8_t* const (&row)[4], const int8_t* const (&x)[4], int64_t n, int32_t* out) {
+#if defined(FASTFF_BYTES)
+  Packed sum[kWalkers] = {};
+  for (int64_t b = 0; b < n; b += FASTFF_BYTES) {
+    Packed own[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) own[i] = load_packed(row[i] + b);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      Packed token = load_packed(x[j] + b);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) sum[4 * j + i] = dot4(sum[4 * j + i], own[i], token);
+    }
+  }
+  sum_lanes(sum, out);
+#else
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) {
+      int32_t sum = 0;
+      for (int64_t b = 0; b < n; b++) sum += (int32_t(row[i][b]) - 128) * x[j][b];
+      out[4 * j + i] = sum;
+    }
+#endif
+}
+
+// to[column][j] = row[j][column] for kColumnBlock columns of four rows: the layout that `add_shared` takes.
+inline void interleave(const uint8_t* const (&row)[4], uint8_t* to) {
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  typedef uint16_t Pairs __attribute__((vector_size(16)));
+  auto low = [](Bytes a, Bytes b) {
+    return (Pairs)__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  };
+  auto high = [](Bytes a, Bytes b) {
+    return (Pairs)__builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  };
+  auto low_pairs = [](Pairs a, Pairs b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); };
+  auto high_pairs = [](Pairs a, Pairs b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); };
+  for (int c = 0; c < kColumnBlock; c += 16) {
+    Bytes r[4];
+    for (int j = 0; j < 4; j++) r[j] = load_as<Bytes>(row[j] + c);
+    Pairs low01 = low(r[0], r[1]), high01 = high(r[0], r[1]), low23 = low(r[2], r[3]), high23 = high(r[2], r[3]);
+    Pairs four[4] = {low_pairs(low01, low23), high_pairs(low01, low23), low_pairs(high01, high23),
+                     high_pairs(high01, high23)};
+    memcpy(to + 4 * c, four, sizeof four);
+  }
+}
+
 // Sums of kColumnBlock columns, in their order.
 struct ColumnSums {
   Ints part[kColumnBlock / kLanes];

@@ -4,6 +4,7 @@
 
 #include "block.h"
 #include "int8.h"
+#include "sort.h"
 
 namespace FASTFF_ISA {
 
@@ -11,6 +12,8 @@ constexpr int kGroups = 4;               // of kWalkers: while one waits for row
 constexpr int kPathTokens = 64;          // tokens whose bytes stay in the L1 cache beside rows
 constexpr int64_t kOutputTokens = 2048;  // tokens that share the output rows in the cache
 constexpr int64_t kAhead = 64;           // output rows that are asked for before they are needed
+constexpr int64_t kNeurons = 16;         // of a leaf, from which on tokens that reach it go through it together,
+constexpr int64_t kReaching = 8;         // where there are so many for each
 
 inline int64_t whole_lines(int64_t n) { return divide_up(n, kColumnBlock) * kColumnBlock; }
 
@@ -25,42 +28,98 @@ struct Terms {
   Terms from(int64_t token) const { return {count, all, row + token * count, factor + token * all, of + token}; }
 };
 
+// What the neurons of leaves put out, where tokens that reach a leaf go through it together: of each tree the tokens in
+// the order of their leaves, and factors of all output rows of the leaf, those of the sides that do not count being 0.
+struct LeafTerms {
+  int64_t width;     // factors of a token and tree, a multiple of 4
+  int32_t* order;    // (trees, tokens)
+  int32_t* place;    // (trees, tokens): where a token is in that order
+  int8_t* factor;    // (trees, tokens in that order, width)
+};
+
 template <class T>
 class TreeInt8Pass {
  public:
-  explicit TreeInt8Pass(const TreeInt8& a)
+  // together: whether leaves' neurons are no terms that tokens name, but `LeafTerms`.
+  TreeInt8Pass(const TreeInt8& a, bool together)
       : a_(a), nodes_((int64_t(1) << a.D) - 1), I_(whole_lines(a.I)), R_(whole_lines(a.R)),
-        own_((a.S ? a.D : 0) + a.W + a.leaf_bias) {}
+        own_((a.S ? a.D : 0) + (together ? 0 : a.W) + a.leaf_bias), together_(together) {}
 
+  int64_t leaf_terms() const { return together_ ? divide_up(a_.W * a_.leaf_S, 4) * 4 : 0; }
   int64_t terms() const { return divide_up(a_.K * own_, 4) * 4; }
   int64_t shared_terms() const { return divide_up(a_.master, 4) * 4; }
 
   // The terms of tokens [first, first + n).
-  void paths(int64_t first, int64_t n, const Terms& terms) const {
+  void paths(int64_t first, int64_t n, const Terms& terms, const LeafTerms& leaf) const {
     int64_t K = a_.K, count = terms.count, all = terms.all, own = K * own_, master = a_.master;
-    Scratch<int8_t> q(n * I_), z(a_.projects ? n * R_ : 0), factor(whole_lines(all));
+    int64_t total = all + (together_ ? K * a_.W : 0);  // values of a token
+    Scratch<int8_t> q(n * I_), z(a_.projects ? n * R_ : 0), factor(whole_lines(total));
     Scratch<Quantised> x(n);
     Scratch<float> hidden(n * master);
     for (int64_t t = 0; t < n; t++) x[t] = quantise((const T*)a_.x + (first + t) * a_.I, a_.I, q + t * I_, I_);
     if (a_.dense_rows) project(n, q, x, z, hidden);
     Walk walk{first * K, n * K, divide_up(n * K, kWalkers) * kWalkers, a_.projects ? z : q, x};
     Scratch<int32_t> row(own_ * walk.stride);
-    Scratch<float> value(own_ * walk.stride), values(all);
+    Scratch<float> value(own_ * walk.stride), every((together_ ? n : 1) * total);
     walk.row = row;
     walk.value = value;
     for (int64_t w = 0; w < walk.n; w += kGroups * kWalkers) descend(walk, w);
-    memset(values, 0, all * sizeof(float));
+    if (together_) through_leaves(first, n, walk, leaf, every + all, total);
     const float* master_scale = a_.out_scale + a_.out_count;
     for (int64_t t = 0; t < n; t++) {
       int32_t* rows = terms.row + t * count;
+      float* values = every + (together_ ? t * total : 0);
+      memset(values, 0, all * sizeof(float));
       for (int64_t slot = 0; slot < own_; slot++) {
         memcpy(rows + slot * K, walk.row + slot * walk.stride + t * K, K * sizeof(int32_t));
         memcpy(values + slot * K, walk.value + slot * walk.stride + t * K, K * sizeof(float));
       }
       for (int64_t i = own; i < count; i++) rows[i] = 0;
       for (int64_t i = 0; i < master; i++) values[count + i] = hidden[t * master + i] * master_scale[i];
-      terms.of[t] = quantise((const float*)values, all, factor, whole_lines(all));
+      terms.of[t] = quantise((const float*)values, total, factor, whole_lines(total));
       memcpy(terms.factor + t * all, factor, all);
+      for (int64_t k = 0; together_ && k < K; k++) {
+        int8_t* to = leaf.factor + (k * n + leaf.place[k * n + t]) * leaf.width;
+        terms.of[t].total += by_sides(factor + all + k * a_.W, to, leaf.width);
+      }
+    }
+  }
+
+  // y of tokens [first, first + n), whose terms are given, those of leaves too.
+  void put_out_together(int64_t first, int64_t n, const Terms& terms, const LeafTerms& leaf) const {
+    int64_t K = a_.K, L = nodes_ + 1, count = terms.count, shared = shared_terms(), rows = a_.W * a_.leaf_S;
+    Scratch<ColumnSums> sums(n);
+    Scratch<uint8_t> fours(leaf.width * kColumnBlock);
+    for (int64_t c = 0; c < divide_up(a_.O, kColumnBlock); c++) {
+      const uint8_t* block = a_.out_rows + c * a_.out_count * kColumnBlock;
+      for (int64_t t = 0; t < n; t += kSharedTokens) {
+        const int8_t* factor = terms.factor + t * terms.all;
+        int together = int(least(kSharedTokens, n - t));
+        for (int i = 0; i < together; i++)
+          sums[t + i] = add_terms(block, terms.row + (t + i) * count, factor + i * terms.all, count, terms.of[t + i].total);
+        if (shared)
+          add_shared(sums + t, together, a_.master_rows + c * shared * kColumnBlock, factor + count, terms.all, shared);
+      }
+      for (int64_t k = 0; k < K; k++)
+        for_leaves(first, n, k, leaf, [&](int64_t from, int64_t end, int64_t own) {
+          const uint8_t* of_leaf = block + (K * nodes_ * a_.S + (k * L + own) * rows) * kColumnBlock;
+          for (int64_t r = 0; r < leaf.width; r += 4) {
+            const uint8_t* four[4];  // the last again in place of what is missing: its factor is 0
+            for (int64_t j = 0; j < 4; j++) four[j] = of_leaf + least(r + j, rows - 1) * kColumnBlock;
+            interleave(four, fours + r * kColumnBlock);
+          }
+          for (int64_t p = from; p < end; p += kSharedTokens) {
+            alignas(64) ColumnSums some[kSharedTokens];
+            const int32_t* token = leaf.order + k * n + p;
+            int together = int(least(kSharedTokens, end - p));
+            for (int i = 0; i < together; i++) some[i] = sums[token[i]];
+            add_shared(some, together, fours, leaf.factor + (k * n + p) * leaf.width, leaf.width, leaf.width);
+            for (int i = 0; i < together; i++) sums[token[i]] = some[i];
+          }
+        });
+      for (int64_t t = 0; t < n; t++)
+        write(sums[t], terms.of[t].scale, (T*)a_.y + (first + t) * a_.O + c * kColumnBlock,
+              least(kColumnBlock, a_.O - c * kColumnBlock));
     }
   }
 
@@ -157,6 +216,102 @@ class TreeInt8Pass {
     for (int64_t i = 0; i < n; i++) v[i] = (v[i] - mean) * factor;
   }
 
+  // Calls f(from, end, leaf) for the runs of tokens, in the order of tree k, that reach one leaf.
+  template <class F>
+  void for_leaves(int64_t first, int64_t n, int64_t k, const LeafTerms& leaf, const F& f) const {
+    auto of = [&](int64_t p) { return a_.leaf[(first + leaf.order[k * n + p]) * a_.K + k]; };
+    for (int64_t from = 0, end; from < n; from = end) {
+      for (end = from + 1; end < n && of(end) == of(from);) end++;
+      f(from, end, of(from));
+    }
+  }
+
+  // What the neurons of the leaves that tokens have reached are worth, at value[token * stride + tree * W]; of two sides
+  // the sign says which counts.
+  void through_leaves(int64_t first, int64_t n, const Walk& walk, const LeafTerms& leaf, float* value,
+                      int64_t stride) const {
+    int64_t K = a_.K, W = a_.W, N = nodes_, sides = a_.leaf_S;
+    Scratch<float> scale(sides * W);  // of the output rows of a leaf, side after side
+    for (int64_t k = 0; k < K; k++) {
+      int32_t* order = leaf.order + k * n;
+      sort_by_key(a_.leaf + first * K + k, K, n, N + 1, order);
+      for (int64_t p = 0; p < n; p++) leaf.place[k * n + order[p]] = int32_t(p);
+      for_leaves(first, n, k, leaf, [&](int64_t from, int64_t end, int64_t own) {
+        int64_t neuron = (k * (N + 1) + own) * W, row = K * N + neuron;
+        for (int64_t w = 0; w < W; w++)
+          for (int64_t s = 0; s < sides; s++) scale[s * W + w] = a_.out_scale[K * N * a_.S + (neuron + w) * sides + s];
+        for (int64_t p = from; p < end; p += 4) {
+          int64_t token[4];
+          for (int64_t j = 0; j < 4; j++) token[j] = order[least(p + j, end - 1)];
+          logits_together(walk, row, token, value + k * W, stride);
+          for (int64_t j = 0; j < least(4, end - p); j++) {
+            float* v = value + token[j] * stride + k * W;
+            if (sides == 1) activate(a_.activation, v, W, v, nullptr);
+            for (int64_t w = 0; w < W; w += kLanes) {  // the last neurons perhaps alone
+              int64_t n = least(kLanes, W - w), right = (sides - 1) * W;
+              Vec z = {}, low = {}, high = {};
+              memcpy(&z, v + w, n * sizeof(float));
+              memcpy(&low, scale + w, n * sizeof(float));
+              memcpy(&high, scale + right + w, n * sizeof(float));
+              z *= select(z >= 0.0f, high, low);
+              memcpy(v + w, &z, n * sizeof(float));
+            }
+          }
+        }
+      });
+    }
+  }
+
+  // Of four tokens with the neurons of a leaf, four at a time, of which the last may be looked at twice; `row` is that of
+  // the first.
+  void logits_together(const Walk& walk, int64_t row, const int64_t (&token)[4], float* value, int64_t stride) const {
+    const int8_t* x[4];
+    int32_t zero[kWalkers], dot[kWalkers];
+    float of_token[kWalkers], scale[kWalkers], bias[kWalkers], logit[kWalkers];
+    for (int64_t j = 0; j < 4; j++) {
+      const Quantised& of = walk.x[token[j]];
+      x[j] = walk.bytes + token[j] * R_;
+      for (int64_t i = 4 * j; i < 4 * j + 4; i++) {
+        of_token[i] = of.scale;
+        zero[i] = kCentred ? 0 : 128 * of.total;
+      }
+    }
+    for (int64_t start = 0; start < a_.W; start += 4) {
+      int64_t w = least(start, a_.W - 4), own = row + w;
+      const uint8_t* rows[4];
+      for (int64_t i = 0; i < 4; i++) rows[i] = a_.in_rows + (own + i) * R_;
+      dots_together(rows, x, R_, dot);
+      for (int64_t j = 0; j < 4; j++) {
+        memcpy(scale + 4 * j, a_.in_scale + own, 4 * sizeof(float));
+        memcpy(bias + 4 * j, a_.in_bias + own, 4 * sizeof(float));
+      }
+      for (int i = 0; i < kWalkers; i += kLanes) {
+        Ints sum = load_as<Ints>(dot + i) - load_as<Ints>(zero + i);
+        Vec both = load_as<Vec>(of_token + i) * load_as<Vec>(scale + i);
+        store_plain(logit + i, rounded(__builtin_convertvector(sum, Vec) * both) + load_as<Vec>(bias + i));
+      }
+      for (int64_t j = 0; j < 4; j++) memcpy(value + token[j] * stride + w, logit + 4 * j, 4 * sizeof(float));
+    }
+  }
+
+  // The factors of a leaf's rows from those of its neurons; returns what this adds to the sum of factors.
+  int32_t by_sides(const int8_t* factor, int8_t* to, int64_t width) const {
+    int64_t W = a_.W, rows = W * a_.leaf_S;
+    memset(to + rows, 0, width - rows);
+    if (a_.leaf_S == 1) {
+      memcpy(to, factor, W);
+      return 0;
+    }
+    int32_t negative = 0;
+    for (int64_t w = 0; w < W; w++) {
+      int8_t f = factor[w];
+      to[2 * w] = f < 0 ? int8_t(-f) : int8_t(0);
+      to[2 * w + 1] = f > 0 ? f : int8_t(0);
+      negative += f < 0 ? f : 0;
+    }
+    return -2 * negative;
+  }
+
   // Walkers from `begin` on, as many groups as go side by side.
   void descend(const Walk& walk, int64_t begin) const {
     int64_t D = a_.D, K = a_.K;
@@ -177,7 +332,7 @@ class TreeInt8Pass {
           group.node[i] = 2 * group.node[i] + 1 + (group.logit[i] >= 0.0f);
           group.row[i] = base + group.tree[i] * stride + (group.node[i] - shift) * width;
         }
-        if (R_ > kColumnBlock && (!last || W))
+        if (R_ > kColumnBlock && (!last || (W && !together_)))
           for (int i = 0; i < group.n; i++) prefetch_row(a_.in_rows + int64_t(group.row[i]) * R_, R_);
       }
     for (int g = 0; g < used; g++) leaves(walk, groups[g]);
@@ -203,7 +358,7 @@ class TreeInt8Pass {
     int64_t slot = a_.S ? a_.D : 0;
     for (int i = 0; i < group.n; i++) a_.leaf[walk.first + group.first + i] = group.node[i] - N;
     int32_t outputs = K * N * int32_t(a_.S);  // rows before those of leaves
-    for (int32_t w = 0; w < W; w++) {
+    for (int32_t w = 0; w < W && !together_; w++) {
       int32_t neuron[kWalkers];
       logits(group);
       for (int i = 0; i < kWalkers; i++) neuron[i] = group.row[i]++ - K * N;
@@ -251,22 +406,32 @@ class TreeInt8Pass {
 
   const TreeInt8& a_;
   int64_t nodes_, I_, R_, own_;  // own_: terms of a tree for each token
+  bool together_;
 };
 
 template <class T>
 void tree_int8(const TreeInt8& a, const Pool& pool) {
-  TreeInt8Pass<T> pass(a);
   int64_t share = most(1, least(kOutputTokens, divide_up(a.T, pool.threads)));
-  int64_t count = pass.terms(), all = count + pass.shared_terms();
+  bool together = a.W >= kNeurons && share >= kReaching << a.D;
+  TreeInt8Pass<T> pass(a, together);
+  int64_t count = pass.terms(), all = count + pass.shared_terms(), width = pass.leaf_terms();
   for_each(pool, divide_up(a.T, share), [&](int64_t i) {
     int64_t first = i * share, n = least(share, a.T - first);
     Scratch<int32_t> row(n * count);
     Scratch<int8_t> factor(n * all);
     Scratch<Quantised> of(n);
     Terms terms{count, all, row, factor, of};
+    Scratch<int32_t> order(together ? a.K * n : 0), place(together ? a.K * n : 0);
+    Scratch<int8_t> leaf_factor(a.K * n * width);
+    LeafTerms leaf{width, order, place, leaf_factor};
     Tiles tiles;
+    if (together) {
+      pass.paths(first, n, terms, leaf);
+      pass.put_out_together(first, n, terms, leaf);
+      return;
+    }
     for (int64_t t = 0; t < n; t += kPathTokens)
-      pass.paths(first + t, least(kPathTokens, n - t), terms.from(t));
+      pass.paths(first + t, least(kPathTokens, n - t), terms.from(t), leaf);
     pass.put_out(first, n, terms);
   });
 }

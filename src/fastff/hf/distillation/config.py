@@ -19,6 +19,7 @@ class DistilConfig(BudgetSettings):
     objective: str = setting("", "What to keep: causal or masked (predictions), embedding (mean of the last states).")
     layerwise: float = setting(0.5, "Share of the budget in which each layer learns alone; then the whole model does.")
     neurons: bool = setting(True, "Start from the pretrained neurons that matter most; false: from random weights.")
+    whole: float = setting(0.3, "Second stage: highest learning rate, in parts of lr.")
     others: float = setting(
         0.1, "Learning rate of all other weights in the second stage, in parts of lr; 0: they stay."
     )
@@ -46,7 +47,7 @@ class DistilConfig(BudgetSettings):
         if not 0 <= self.layerwise <= 1:
             raise ValueError(f"layerwise must be in [0, 1], got {self.layerwise}")
         self.check_weights("others")
-        self.check_positive("mask_share")
+        self.check_positive("mask_share", "whole")
         if self.mask_share > 1:
             raise ValueError(f"mask_share must be at most 1, got {self.mask_share}")
 
@@ -55,8 +56,8 @@ class DistilConfig(BudgetSettings):
         """`modules` as a list, None for all."""
         return [pattern for pattern in self.modules.split(",") if pattern] or None
 
-    def share_of_stage(self, share: float) -> float:
+    def stage(self, share: float) -> tuple[float, float]:
         """The learning rate rises and falls once in each stage."""
         if share < self.layerwise:
-            return share / self.layerwise
-        return 1.0 if self.layerwise == 1 else (share - self.layerwise) / (1 - self.layerwise)
+            return share / self.layerwise, 1.0
+        return 1.0 if self.layerwise == 1 else (share - self.layerwise) / (1 - self.layerwise), self.whole

@@ -55,6 +55,9 @@ class BudgetSettings(Settings):
         if self.end_batch < self.start_batch:
             raise ValueError(f"end_batch must be at least start_batch = {self.start_batch}, got {self.end_batch}")
 
-    def share_of_stage(self, share: float) -> float:
-        """Where the schedule of the learning rate is once `share` of the budget is used up; it may start anew."""
-        return share
+    def stage(self, share: float) -> tuple[float, float]:
+        """Where the schedule of the learning rate is once `share` of the budget is used up, and in parts of what it is.
+
+        A run of several stages starts it anew in each.
+        """
+        return share, 1.0

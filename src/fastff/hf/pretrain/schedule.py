@@ -10,12 +10,12 @@ from fastff.hf.pretrain.budget import BudgetSettings
 
 def lr_factor(config: BudgetSettings, share: float) -> float:
     """The learning rate in parts of its highest, once `share` in [0, 1] of the budget is used up."""
-    share = config.share_of_stage(share)
+    share, height = config.stage(share)
     if config.schedule == "p2":
-        return 0.25 + share if share < 0.75 else 4 * (1 - share)
+        return height * (0.25 + share if share < 0.75 else 4 * (1 - share))
     if share < config.warmup:
-        return share / config.warmup
-    return 0.5 * (1 + math.cos(math.pi * (share - config.warmup) / (1 - config.warmup)))
+        return height * share / config.warmup
+    return height * 0.5 * (1 + math.cos(math.pi * (share - config.warmup) / (1 - config.warmup)))
 
 
 def step_batch(config: BudgetSettings, share: float, unit: int) -> int:
