@@ -1,0 +1,1 @@
+"""What all long commands share: settings, folders that are claimed and resumed, interrupts, files, data, plots."""
