@@ -78,7 +78,7 @@ def quality(model: nn.Module, original: nn.Module, tokenizer: Any, texts: Path, 
     vectors = embed(model, tokenizer, (texts / "lee.cor").read_text("latin-1").splitlines())
     judged = np.loadtxt(texts / "similarities0-1.txt")[np.triu_indices(len(vectors), 1)]
     data = load_dataset("parquet", data_files={s: f"{sst2}/{s}*.parquet" for s in ("train", "validation")})
-    some = data["train"].shuffle(seed=0).select(range(6000))
+    some = data["train"].shuffle(seed=0).select(range(3000))
     probe = LogisticRegression(max_iter=1000).fit(embed(model, tokenizer, list(some["sentence"])), some["label"])
     unseen = data["validation"]
     found, wanted = (embed(m, tokenizer, list(unseen["sentence"])) for m in (model, original))

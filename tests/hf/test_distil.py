@@ -262,6 +262,11 @@ def test_decisions_from_the_data_stay(folders, text, tmp_path):
     assert len({str(row["layers"]) for row in rows if "layers" in row and row["step"] < 40}) == 1
 
 
+def test_the_layer_to_take_if_none_is_named(folders, text, tmp_path, capsys):
+    distil(config(text, folders["masked"], feedforward="", tokens=500), tmp_path / "run")
+    assert "with tree:depth=4,leaf_width=3,contributing=false,gradient=none,activation=relu" in capsys.readouterr().out
+
+
 def test_only_some_layers(folders, text, tmp_path):
     c = config(text, folders["causal"], modules="model.layers.1.*", tokens=1000, layerwise=1.0)
     result = distil(c, tmp_path / "run", quiet=True)
@@ -273,7 +278,6 @@ def test_only_some_layers(folders, text, tmp_path):
     [
         ({"model": "none-such"}, "model 'none-such' is no folder or hub id"),
         ({"feedforward": "tee:depth=2"}, "layer must be one of"),
-        ({"feedforward": ""}, "feedforward must be named"),
         ({"objective": "sorting"}, "objective must be one of"),
         ({"layerwise": 1.5}, r"layerwise must be in \[0, 1\], got 1.5"),
         ({"others": -1.0}, "others must be a finite number of at least 0"),

@@ -16,7 +16,7 @@ from transformers import (
 
 from fastff.hf.distillation.config import DistilConfig
 from fastff.hf.distillation.distiller import Distiller
-from fastff.hf.replace import feedforward_modules, replace_feedforward
+from fastff.hf.replace import FeedForwardFunction, feedforward_modules, replace_feedforward
 
 KINDS: dict[str, Any] = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
 SUFFIXES = {"ForCausalLM": "causal", "LMHeadModel": "causal", "ForMaskedLM": "masked"}
@@ -64,10 +64,17 @@ def build_distiller(config: DistilConfig, objective: str) -> Distiller:
     longest = getattr(teacher.config, "max_position_embeddings", None)
     if longest is not None and longest < config.length:
         raise ValueError(f"length must be at most the model's max_position_embeddings = {longest}, got {config.length}")
-    student = replace_feedforward(copy.deepcopy(teacher), config.feedforward, config.patterns)
+    layer = config.feedforward or recommended(feedforward_modules(teacher))
+    student = replace_feedforward(copy.deepcopy(teacher), layer, config.patterns)
     names = student.config.quantization_config.modules
     functions = {name: function for name, function in feedforward_modules(teacher).items() if name in names}
     return Distiller(teacher, student, functions, objective)
+
+
+def recommended(functions: dict[str, FeedForwardFunction]) -> str:
+    """The layer to take if none is named: a token runs an eighth of the neurons that it ran."""
+    width = max((function.width for function in functions.values()), default=0)
+    return f"tree:depth=4,leaf_width={max(1, width // 8)},contributing=false,gradient=none"
 
 
 def load_distilled(config: DistilConfig, out: str | Path) -> PreTrainedModel:

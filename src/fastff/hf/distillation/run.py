@@ -59,6 +59,7 @@ class DistilRun(BudgetRun):
 
     config: DistilConfig
     model_config: PreTrainedConfig
+    layer: str  # in place of the feedforward functions, with its activation
 
     @property
     def grows(self) -> bool:  # type: ignore[override]
@@ -68,7 +69,7 @@ class DistilRun(BudgetRun):
     def own_leaves(self) -> bool:
         """Whether trees start whole: decisions from the data, which stay, and leaves of pretrained neurons."""
         with torch.device("meta"):
-            return self.config.neurons and has_own_leaves(build_layer(self.config.feedforward, 1))
+            return self.config.neurons and has_own_leaves(build_layer(self.layer, 1))
 
     def __init__(self, config: DistilConfig, folder: Path, args: TrainingArguments) -> None:
         self.objective = objective_of(config, read_config(config))
@@ -83,7 +84,7 @@ class DistilRun(BudgetRun):
     @property
     def title(self) -> str:
         c, f = self.config, self.figures
-        return f"{c.model}, {self.objective}, with {c.feedforward}: {f['parameters']:,} parameters, on {c.data}"
+        return f"{c.model}, {self.objective}, with {self.layer}: {f['parameters']:,} parameters, on {c.data}"
 
     def make_tokenizer(self) -> Any:
         return load_tokenizer(self.config.model)
@@ -98,6 +99,7 @@ class DistilRun(BudgetRun):
     def make_model(self, args: TrainingArguments, batches: TrainingBatches) -> nn.Module:
         model = build_distiller(self.config, self.objective)
         self.model_config = copy.deepcopy(model.student.config)
+        self.layer = self.model_config.quantization_config.layer
         layers = [layer for layer in model.student.modules() if isinstance(layer, FeedForwardLayer)]
         if self.own_leaves:
             for layer in layers:
