@@ -23,7 +23,7 @@ TORCH_LIBRARY_FRAGMENT(fastff, library) {
       "tree_int8(Tensor x, Tensor[] weights, int[] shape, int activation) -> "
       "(Tensor y, Tensor logits, Tensor leaf)");
   library.def(
-      "indexed(Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? gate, Tensor? mask, "
+      "indexed(Tensor x, Tensor index, Tensor w1, Tensor b1, Tensor w2, Tensor? b2, Tensor? gate, Tensor? mask, "
       "int activation, bool keep_hidden) -> (Tensor y, Tensor hidden)");
 }
 
