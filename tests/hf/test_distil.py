@@ -215,6 +215,22 @@ def test_gated_functions_give_their_mean():
         torch.testing.assert_close(bias, y.flatten(0, 1).mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_leaves_of_gated_functions_give_the_mean_of_their_tokens():
+    torch.manual_seed(0)
+    d = distiller("llama", LEAVES).eval()
+    ids = torch.randint(5, 300, (64, 16))
+    with torch.no_grad(), captured(d.teacher, d.functions) as kept:
+        d.teacher(ids)
+    start_from_neurons(d, [{"input_ids": ids}])
+    for name, (x, y) in kept.items():
+        layer = d.student.get_submodule(name)
+        layer(x)
+        leaf, y_TO = layer.routing.leaf[:, 0], y.flatten(0, 1)
+        assert layer.routing.effective_leaves > 3.9
+        for i in range(4):
+            torch.testing.assert_close(layer.leaf_b2[0, i], y_TO[leaf == i].mean(0), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("step", "layer"),
     [(6, TREE), (60, TREE), (60, LEAVES)],  # in the first stage, in the second

@@ -40,7 +40,7 @@ def start(layer: FeedForwardLayer, neurons: Neurons | None, x_TI: Tensor, y_TO: 
         neurons: of the function; None if it has none of this kind.
         x_TI, y_TO: its inputs and outputs.
     """
-    if neurons and isinstance(layer, TreeFeedForward) and has_own_leaves(layer):
+    if isinstance(layer, TreeFeedForward) and has_own_leaves(layer):
         layer.merge_base()
         start_leaves(layer, neurons, x_TI, y_TO)
         return

@@ -19,7 +19,7 @@ def has_own_leaves(layer: FeedForwardLayer) -> bool:
     return isinstance(layer, TreeFeedForward) and layer.rank is None and not layer.contributing
 
 
-def start_leaves(layer: TreeFeedForward, neurons: Neurons, x_TI: Tensor, y_TO: Tensor) -> None:
+def start_leaves(layer: TreeFeedForward, neurons: Neurons | None, x_TI: Tensor, y_TO: Tensor) -> None:
     """Set nodes and leaves of `layer`, which has no base, in place; dense neurons beside them put out nothing."""
     p: dict[str, Tensor] = dict(layer.named_parameters())
     K, L, W = layer.trees, 2**layer.depth, layer.leaf_width
@@ -36,6 +36,10 @@ def start_leaves(layer: TreeFeedForward, neurons: Neurons, x_TI: Tensor, y_TO: T
         for leaf in range(L):
             own = leaf_TK[:, k] == leaf
             here = own if own.sum() >= LEAST * sides * W else torch.ones_like(own)
+            if neurons is None:  # the weights stay, and the mean is put out besides
+                if layer.leaf_bias:
+                    p["leaf_b2"][k, leaf] = y_TO[here].mean(0) / K
+                continue
             z_TN, rest = neurons.logits(x_TI[here]), rest_TO[here]
             chosen = neurons.most_used(z_TN, scale_O, W, rest if k else None)
             n = len(chosen)
