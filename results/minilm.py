@@ -30,6 +30,7 @@ import fastff
 from fastff.bench.machine import machine, versions
 from fastff.bench.opponents import LinearPair, linear_in_int8
 from fastff.hf.distillation import DistilConfig, distil
+from fastff.hf.distillation.distiller import pooled
 from fastff.runs.files import write_json
 
 LAYERS = [
@@ -61,8 +62,8 @@ def embed(model: nn.Module, tokenizer: Any, texts: list[str]) -> np.ndarray:
     for first in range(0, len(order), 32):
         part = order[first : first + 32]
         batch = tokenizer([texts[i] for i in part], padding=True, truncation=True, max_length=256, return_tensors="pt")
-        states, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
-        means = nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+        states = model(**batch).last_hidden_state
+        means = nn.functional.normalize(pooled(states, batch["attention_mask"]), dim=-1)
         for i, mean in zip(part, means.float().numpy(), strict=True):
             found[i] = mean
     return np.stack(found)

@@ -19,6 +19,7 @@ import interpreted_memory
 from fastff.nn import FFF, PEER, FeedForward, MoE, TreeFeedForward, UltraFFF
 from fastff.ops import GRADIENTS, cmm_in, cmm_out, cmm_outer, descend, use_backend
 
+pytest.register_assert_rewrite("kernel_cases")  # what it compares is shown where it differs
 DEVICE = os.environ.get("FASTFF_TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported

@@ -24,7 +24,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         fastff.optimizers  # noqa: B018
 
 
-@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="this is no git checkout")
+@pytest.mark.skipif(
+    shutil.which("git") is None or not (ROOT / ".git").exists(), reason="there is no git, or this is no checkout"
+)
 def test_nothing_of_the_package_is_left_out_of_wheels():
     """What .gitignore names, scikit-build-core leaves out."""
     files = [str(path) for path in (ROOT / "src").rglob("*") if path.suffix in (".py", ".pyi", ".h", ".cpp", ".typed")]

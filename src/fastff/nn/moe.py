@@ -7,13 +7,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastff.nn.expert_layer import ExpertLayer
 from fastff.nn.layer import one_of, probability, uniform_, whole_number
-from fastff.nn.routed import RoutedLayer
 from fastff.nn.routing import ExpertRouting
-from fastff.ops import indexed_feedforward
 
 
-class MoE(RoutedLayer):
+class MoE(ExpertLayer):
     """Mixture of experts, of which `top_k` run, in training too.
 
     By default with noisy gates ("Outrageously Large Neural Networks", section 2.1, appendix A): H(x) = x gate_weight^T
@@ -48,9 +47,6 @@ class MoE(RoutedLayer):
 
     gate_weight: nn.Parameter
     noise_weight: nn.Parameter
-    expert_w1: nn.Parameter
-    expert_b1: nn.Parameter
-    expert_w2: nn.Parameter
     expert_b2: nn.Parameter
     choice_bias: Tensor | None
 
@@ -156,24 +152,10 @@ class MoE(RoutedLayer):
         if self.training and noise_weight is not None and self.top_k < self.experts:
             load_TE = _chance_to_be_chosen(clean_TE.float(), noisy_TE.float(), scale_TE.float(), self.top_k)
         self._remember(chosen, gates_TE.float().sum(0), load_TE.float().sum(0))
-        return indexed_feedforward(
-            x,
-            chosen,
-            expert_w1,
-            expert_b1,
-            expert_w2,
-            expert_b2,
-            activation=self.activation,
-            gate=gate_Tk,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        return self.run_experts(x, chosen, gate_Tk, expert_w1, expert_b1, expert_w2, expert_b2)
 
     def _routing(self, chosen: Tensor, importance: Tensor, load: Tensor) -> ExpertRouting:
         return ExpertRouting(chosen, self.experts, importance, load)
-
-    def block_counts(self) -> dict[str, Tensor]:
-        counts = self.routing.leaf_counts[0]
-        return {name: counts for name, _ in self.named_parameters() if name.startswith("expert")}
 
     def extra_repr(self) -> str:
         return (

@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastff.nn.expert_layer import ExpertLayer
 from fastff.nn.layer import probability, uniform_, whole_number
-from fastff.nn.routed import RoutedLayer
 from fastff.nn.routing import ExpertRouting
-from fastff.ops import indexed_feedforward
 
 
-class PEER(RoutedLayer):
+class PEER(ExpertLayer):
     """Each head looks for the `top_k` best of n^2 single neurons ("Mixture of A Million Experts", arXiv 2407.04153).
 
     A head's query has two halves. Each is compared with n keys of its half; expert (i, j) scores the sum of the i-th
@@ -41,9 +40,6 @@ class PEER(RoutedLayer):
 
     query_weight: nn.Parameter
     key_weight: nn.Parameter
-    expert_w1: nn.Parameter
-    expert_b1: nn.Parameter
-    expert_w2: nn.Parameter
 
     def __init__(
         self,
@@ -120,26 +116,13 @@ class PEER(RoutedLayer):
         score_THk, chosen_THk = best_pairs(x, query_weight, key_weight, self.top_k)
         chosen, gate = chosen_THk.flatten(1), score_THk.softmax(-1).flatten(1)
         self._remember(chosen, gate)
-        return indexed_feedforward(
-            x,
-            chosen,
-            expert_w1,
-            expert_b1,
-            expert_w2,
-            activation=self.activation,
-            gate=gate,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        return self.run_experts(x, chosen, gate, expert_w1, expert_b1, expert_w2)
 
     def _routing(self, chosen: Tensor, gate: Tensor) -> ExpertRouting:
         none = gate.new_zeros(self.experts, dtype=torch.float32)
         importance = none.index_add(0, chosen.flatten(), gate.flatten().float())
         load = torch.bincount(chosen.flatten(), minlength=self.experts).float()
         return ExpertRouting(chosen, self.experts, importance, load)
-
-    def block_counts(self) -> dict[str, Tensor]:
-        counts = self.routing.leaf_counts[0]
-        return {name: counts for name, _ in self.named_parameters() if name.startswith("expert")}
 
     def extra_repr(self) -> str:
         return (

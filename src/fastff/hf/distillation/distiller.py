@@ -78,7 +78,8 @@ class Distiller(nn.Module):
         pairs = zip(found.hidden_states[1:], wanted.hidden_states[1:], strict=True)
         states = torch.stack([missed(f[real_BS], w[real_BS]) for f, w in pairs]).mean()
         if self.objective == "embedding":
-            return {"loss": states + 1 - self._cosine(found, wanted, mask_BS)}
+            embeddings = [pooled(output.last_hidden_state, mask_BS) for output in (found, wanted)]
+            return {"loss": states + 1 - cosine(*embeddings)}
         return {"loss": states + divergence(found.logits[real_BS], wanted.logits[real_BS])}
 
     def missed_by_layer(self, inputs: dict[str, Tensor], real_BS: Tensor) -> dict[str, Tensor]:
@@ -90,10 +91,6 @@ class Distiller(nn.Module):
             x_TI, y_TO = (t.view(*real_BS.shape, -1)[real_BS] for t in (x, y))  # OPT's have (T, I) already
             found[name] = missed(self.student.get_submodule(name)(x_TI), y_TO)
         return found
-
-    def _cosine(self, found: Any, wanted: Any, mask_BS: Tensor) -> Tensor:
-        """Mean cosine of the angle between the two models' embeddings of each sequence."""
-        return cosine(*(pooled(output.last_hidden_state, mask_BS) for output in (found, wanted)))
 
 
 def missed(found: Tensor, wanted: Tensor) -> Tensor:

@@ -5,34 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from fastff.hf.distillation.config import DistilConfig
 from fastff.hf.distillation.distiller import Distiller
+from fastff.hf.pretrain import models
+from fastff.hf.pretrain.models import check_length, named_if_missing, read_config
 from fastff.hf.replace import FeedForwardFunction, feedforward_modules, replace_feedforward
 
-KINDS: dict[str, Any] = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
+KINDS: dict[str, Any] = models.KINDS | {"embedding": AutoModel}
 SUFFIXES = {"ForCausalLM": "causal", "LMHeadModel": "causal", "ForMaskedLM": "masked"}
 
 
-def read_config(config: DistilConfig) -> PreTrainedConfig:
+def original_config(config: DistilConfig) -> PreTrainedConfig:
     """That of the original.
 
     Raises:
         ValueError: there is no such model, or it is quantised or has layers of ours.
     """
-    try:
-        found = AutoConfig.from_pretrained(config.model)
-    except Exception as error:  # whatever Transformers, a parser or the network raises, the name is what can be mended
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"model {config.model!r} is no folder or hub id of Transformers: {first}") from None
+    found = read_config(config.model)
     method = dict(getattr(found, "quantization_config", None) or {}).get("quant_method")
     if method == "fastff":
         raise ValueError(f"model must have its original feedforward layers, those of {config.model!r} were replaced")
@@ -55,15 +46,9 @@ def build_distiller(config: DistilConfig, objective: str) -> Distiller:
     Raises:
         ValueError: the model has no feedforward layers that match, or they do not fit the layer.
     """
-    try:
+    with named_if_missing(config.model, objective):
         teacher: PreTrainedModel = KINDS[objective].from_pretrained(config.model, dtype=torch.float32)
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise ValueError(f"model {config.model!r} has no {objective} language model in Transformers") from None
-    longest = getattr(teacher.config, "max_position_embeddings", None)
-    if longest is not None and longest < config.length:
-        raise ValueError(f"length must be at most the model's max_position_embeddings = {longest}, got {config.length}")
+    check_length(teacher.config, config.length)
     layer = config.feedforward or recommended(feedforward_modules(teacher))
     student = replace_feedforward(copy.deepcopy(teacher), layer, config.patterns)
     names = student.config.quantization_config.modules
@@ -79,6 +64,6 @@ def recommended(functions: dict[str, FeedForwardFunction]) -> str:
 
 def load_distilled(config: DistilConfig, out: str | Path) -> PreTrainedModel:
     """The model that the run in `out` has made, in eval mode."""
-    kind = KINDS[objective_of(config, read_config(config))]
+    kind = KINDS[objective_of(config, original_config(config))]
     model: PreTrainedModel = kind.from_pretrained(Path(out) / "model").eval()
     return model

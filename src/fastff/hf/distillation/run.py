@@ -1,7 +1,6 @@
 """Distillation: from a pretrained model to a folder with the same model on new feedforward layers."""
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from fastff.hf.distillation.distiller import Distiller
 from fastff.hf.distillation.initial import start_from_neurons
 from fastff.hf.distillation.leaves import has_own_leaves
 from fastff.hf.distillation.measure import measure
-from fastff.hf.distillation.models import build_distiller, objective_of, read_config
-from fastff.hf.pretrain.base import BudgetRun, figures, run_in_folder
-from fastff.hf.pretrain.data import Collator, Draw, TrainingBatches, collate, mixed_seed
+from fastff.hf.distillation.models import build_distiller, objective_of, original_config
+from fastff.hf.pretrain.base import BudgetRun, run_in_folder
+from fastff.hf.pretrain.data import Collator, TrainingBatches, make_collator
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.pretrain.trainer import PretrainTrainer
 from fastff.hf.save import save_whole
-from fastff.hf.text import CausalCollator, MaskingCollator, load_tokenizer
-from fastff.nn import FeedForwardLayer, TreeFeedForward, build_layer
+from fastff.hf.text import load_tokenizer
+from fastff.nn import FeedForwardLayer, TreeFeedForward
 
 INITIAL_TOKENS, PER_NUMBER = 16_000, 8  # what the start is fitted to: so many, or so many for each number of a leaf
 INITIAL_BYTES = 2e9  # of inputs and outputs of all layers, at most
@@ -61,18 +60,8 @@ class DistilRun(BudgetRun):
     model_config: PreTrainedConfig
     layer: str  # in place of the feedforward functions, with its activation
 
-    @property
-    def grows(self) -> bool:  # type: ignore[override]
-        return not self.own_leaves
-
-    @property
-    def own_leaves(self) -> bool:
-        """Whether trees start whole: decisions from the data, which stay, and leaves of pretrained neurons."""
-        with torch.device("meta"):
-            return self.config.neurons and has_own_leaves(build_layer(self.layer, 1))
-
     def __init__(self, config: DistilConfig, folder: Path, args: TrainingArguments) -> None:
-        self.objective = objective_of(config, read_config(config))
+        self.objective = objective_of(config, original_config(config))
         args.ddp_find_unused_parameters = True  # in the first stage the student's other weights are not used
         super().__init__(config, folder, args)
         self.trainer.add_callback(StageCallback(self.progress))
@@ -90,8 +79,7 @@ class DistilRun(BudgetRun):
         return load_tokenizer(self.config.model)
 
     def make_collator(self) -> Collator:
-        masked = self.objective == "masked"
-        return MaskingCollator(self.tokenizer, share=self.config.mask_share) if masked else CausalCollator()
+        return make_collator(self.objective, self.tokenizer, self.config.mask_share)
 
     def make_trainer(self, **given: Any) -> PretrainTrainer:
         return DistilTrainer(self.progress, **given)
@@ -101,7 +89,9 @@ class DistilRun(BudgetRun):
         self.model_config = copy.deepcopy(model.student.config)
         self.layer = self.model_config.quantization_config.layer
         layers = [layer for layer in model.student.modules() if isinstance(layer, FeedForwardLayer)]
-        if self.own_leaves:
+        own_leaves = self.config.neurons and has_own_leaves(layers[0])
+        self.grows = not own_leaves  # they start whole: decisions from the data, which stay, and leaves of their own
+        if own_leaves:
             for layer in layers:
                 assert isinstance(layer, TreeFeedForward)
                 layer.merge_base()
@@ -109,9 +99,7 @@ class DistilRun(BudgetRun):
                 layer.node_bias.requires_grad_(False)
         if self.config.neurons and not self.checkpoint:
             model.to(args.device)
-            count = math.ceil(_initial_tokens(layers, self.own_leaves) / self.config.length)
-            rows, indices = batches.rows, batches.indices(0, count)
-            batch = collate(rows, indices, batches.collator, mixed_seed(self.config.seed, Draw.INITIALISATION))
+            batch = batches.first(_initial_tokens(layers, own_leaves))
             parts = batch["input_ids"].to(args.device).split(self.config.batch_size)
             start_from_neurons(model, [{"input_ids": part} for part in parts])
         if not self.config.others:
@@ -133,7 +121,7 @@ class DistilRun(BudgetRun):
         title = self.folder.resolve().name
         weights = {name.removeprefix("student."): tensor for name, tensor in state.items()}
         save_whole(student, self.tokenizer, self.folder / "model", title=title, results=lines, state_dict=weights)
-        return found | figures(student)
+        return found
 
 
 def _initial_tokens(layers: list[FeedForwardLayer], own_leaves: bool) -> int:

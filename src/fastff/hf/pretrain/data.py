@@ -1,5 +1,6 @@
 """What a run learns from: the tokenizer, the endless batches of its training, and the fixed ones of its evaluation."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -39,9 +40,9 @@ def make_tokenizer(config: PretrainConfig) -> Any:
     )
 
 
-def make_collator(config: PretrainConfig, tokenizer: Any) -> Collator:
+def make_collator(objective: str, tokenizer: Any, mask_share: float) -> Collator:
     """Makes a batch of rows. Every row has as many labels, so the mean over parts of a batch is the mean over it."""
-    return MaskingCollator(tokenizer, share=config.mask_share) if config.objective == "masked" else CausalCollator()
+    return MaskingCollator(tokenizer, share=mask_share) if objective == "masked" else CausalCollator()
 
 
 def mixed_seed(seed: int, draw: Draw, *numbers: int) -> int:
@@ -88,6 +89,12 @@ class TrainingBatches(IterableDataset[Batch]):
             yield collate(
                 self.rows, mine, self.collator, mixed_seed(p.config.seed, Draw.TRAINING, p.step, self.process)
             )
+
+    def first(self, tokens: int) -> Batch:
+        """The first sequences of the run that have so many tokens together, for what is set from data before it."""
+        config = self.progress.config
+        indices = self.indices(0, math.ceil(tokens / config.length))
+        return collate(self.rows, indices, self.collator, mixed_seed(config.seed, Draw.INITIALISATION))
 
     def indices(self, start: int, count: int) -> Tensor:
         """The rows of `count` sequences after the first `start` of the run."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from fastff.hf.pretrain.config import PretrainConfig
 from fastff.hf.pretrain.data import EvaluationRows, make_collator, packed
+from fastff.hf.pretrain.models import KINDS
 from fastff.hf.text import load_tokenizer
 from fastff.nn import quantize
 from fastff.nn.tree_layer import TreeLayer
@@ -28,16 +29,13 @@ def losses_by_precision(config: PretrainConfig, folder: str | Path) -> dict[str,
     Raises:
         ValueError: the run is not finished.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
     place = Path(folder)
     if not (place / "result.json").exists():
         raise ValueError(f"folder must hold a finished run, {str(folder)!r} has no result.json")
-    kind = AutoModelForMaskedLM if config.objective == "masked" else AutoModelForCausalLM
-    model = kind.from_pretrained(place / "model", dtype=torch.float32).eval()
+    model = KINDS[config.objective].from_pretrained(place / "model", dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(place / "tokenizer"))
     rows = packed(config, tokenizer, "validation", config.objective == "masked", config.validation)
-    batch = EvaluationRows(rows, make_collator(config, tokenizer), config.seed).batch
+    batch = EvaluationRows(rows, make_collator(config.objective, tokenizer, config.mask_share), config.seed).batch
     found = {"float32": _loss(model, batch), "bfloat16": _loss(copy.deepcopy(model).to(torch.bfloat16), batch)}
     if any(isinstance(module, TreeLayer) for module in model.modules()):
         quantize(model)

@@ -1,7 +1,6 @@
 """Pretraining: from settings to a folder with a model, that can be killed at any moment and resumed."""
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from fastff.hf.pretrain.base import BudgetRun, run_in_folder
 from fastff.hf.pretrain.config import PretrainConfig
-from fastff.hf.pretrain.data import Collator, Draw, TrainingBatches, collate, make_collator, make_tokenizer, mixed_seed
+from fastff.hf.pretrain.data import Collator, TrainingBatches, make_collator, make_tokenizer
 from fastff.hf.pretrain.models import build_model
 from fastff.hf.save import save_whole
 from fastff.nn import initialise_from_data
@@ -65,7 +64,7 @@ class PretrainRun(BudgetRun):
         return make_tokenizer(self.config)
 
     def make_collator(self) -> Collator:
-        return make_collator(self.config, self.tokenizer)
+        return make_collator(self.config.objective, self.tokenizer, self.config.mask_share)
 
     def make_model(self, args: TrainingArguments, batches: TrainingBatches) -> nn.Module:
         model = build_model(self.config, self.tokenizer)
@@ -78,8 +77,7 @@ class PretrainRun(BudgetRun):
         """Set the decisions of trees from the first training data, the same in every process."""
         if any(isinstance(module, TreeLayer) for module in model.modules()):
             model.to(device)
-            indices = batches.indices(0, math.ceil(INITIALISE_TOKENS / self.config.length))
-            batch = collate(batches.rows, indices, batches.collator, mixed_seed(self.config.seed, Draw.INITIALISATION))
+            batch = batches.first(INITIALISE_TOKENS)
             initialise_from_data(model, [{name: values.to(device) for name, values in batch.items()}])
 
     def save(self, model: nn.Module, state: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
