@@ -73,8 +73,10 @@ sanitize: setup
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		build/sanitize/env/bin/python -m pytest -q -s -m "not slow" -k "not test_triton and not on_gpu_kernels" tests/ops
 
+# What the extra asks for beyond other extras of ours.
+DOCS_NEEDS = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"][1:])'
 docs: setup
-	$(BIN)/python -m pip install --quiet "mkdocs-material>=9.6" "mkdocstrings[python]>=1.0" "mkdocs-jupyter>=0.25"
+	$(BIN)/python -m pip install --quiet $$($(DOCS_NEEDS))
 	$(BIN)/python results/tables.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "build/site/index.html"

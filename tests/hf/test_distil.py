@@ -26,7 +26,9 @@ from fastff import cli, quantize, start_growth
 from fastff.hf import feedforward_modules, replace_feedforward
 from fastff.hf.distillation import DistilConfig, Interrupted, distil
 from fastff.hf.distillation.distiller import Distiller, captured, divergence, missed, pooled
+from fastff.hf.distillation.fit import Neurons
 from fastff.hf.distillation.initial import start_from_neurons
+from fastff.hf.distillation.models import recommended
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.text import train_tokenizer
 
@@ -136,8 +138,7 @@ def test_what_is_captured_is_the_function(kind):
     model = original(kind, AutoModel)
     functions = feedforward_modules(model)
     ids = torch.randint(5, 300, (2, 7))
-    with captured(model, functions) as kept:
-        model(ids)
+    kept = captured(model, functions, {"input_ids": ids})
     assert kept.keys() == functions.keys()
     for name, (x, y) in kept.items():
         linears = [model.get_submodule(linear) for linear in functions[name].linears]
@@ -171,6 +172,36 @@ def distiller(kind: str, layer: str, auto: Any = AutoModel) -> Distiller:
     return Distiller(teacher, student, feedforward_modules(teacher), "embedding")
 
 
+def test_layers_after_the_last_one_do_not_run():
+    model = original("llama", AutoModel)
+    first = dict(list(feedforward_modules(model).items())[:1])
+    model.layers[1].register_forward_hook(lambda *_: pytest.fail("the second layer ran"))
+    assert list(captured(model, first, {"input_ids": torch.randint(5, 300, (2, 7))})) == ["layers.0.mlp"]
+
+
+class Fused(nn.Module):
+    """Both rows of a gated neuron in one layer, as in Phi-3 (what is activated first) or the other way round."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.up, self.act, self.down, self.first = nn.Linear(16, 48), nn.SiLU(), nn.Linear(24, 16), first
+
+    def forward(self, x):
+        parts = self.up(x).chunk(2, dim=-1)
+        return self.down(self.act(parts[self.first]) * parts[1 - self.first])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_which_row_of_a_gated_neuron_is_activated(first):
+    model = nn.ModuleDict({"layers": nn.ModuleList([Fused(first)])})
+    ((name, function),) = feedforward_modules(model).items()
+    assert function.gated
+    neurons = Neurons.of(name, function, model)
+    torch.testing.assert_close(neurons.w1[:, 0], model.get_submodule(name).up.weight.unflatten(0, (2, 24))[first])
+    model.get_submodule(name).forward = lambda x: x  # something else
+    assert Neurons.of(name, function, model) is None
+
+
 @pytest.mark.parametrize(
     ("layer", "most"),
     [
@@ -183,11 +214,16 @@ def distiller(kind: str, layer: str, auto: Any = AutoModel) -> Distiller:
         ("tree:depth=2,leaf_width=6,trees=2,contributing=false,two_sided=false", 0.5),
         ("tree:depth=1,leaf_width=30,contributing=false,two_sided=false,leaf_bias=false", 0.1),
         ("tree:depth=2,leaf_width=1,trees=2,rank=4,contributing=false,leaf_bias=false,master_width=12", 0.7),
+        ("dense:width=24,gated=true", 1e-4),
+        ("dense:width=12,gated=true", 0.6),
+        ("tree:depth=2,leaf_width=30,contributing=false,gated=true", 1e-4),
+        ("tree:depth=2,leaf_width=12,contributing=false,gated=true", 0.5),
+        ("tree:depth=2,leaf_width=6,trees=2,contributing=false,gated=true", 0.5),
     ],
 )
 def test_layers_start_at_the_neurons_that_matter(layer, most):
     torch.manual_seed(0)
-    d = distiller("bert", layer).eval()
+    d = distiller("llama" if "gated" in layer else "bert", layer).eval()
     ids = torch.randint(5, 300, (64, 16))
     mask = torch.ones_like(ids)
     inputs = {"input_ids": ids, "attention_mask": mask}
@@ -207,8 +243,7 @@ def test_gated_functions_give_their_mean():
     torch.manual_seed(0)
     d = distiller("llama", "tree:depth=2,leaf_width=1,trees=3").eval()
     ids = torch.randint(5, 300, (16, 16))
-    with torch.no_grad(), captured(d.teacher, d.functions) as kept:
-        d.teacher(ids)
+    kept = captured(d.teacher, d.functions, {"input_ids": ids})
     start_from_neurons(d, [{"input_ids": ids}])
     for name, (_, y) in kept.items():
         bias = d.student.get_submodule(name).base_b2.sum(0)[0]
@@ -219,8 +254,7 @@ def test_leaves_of_gated_functions_give_the_mean_of_their_tokens():
     torch.manual_seed(0)
     d = distiller("llama", LEAVES).eval()
     ids = torch.randint(5, 300, (64, 16))
-    with torch.no_grad(), captured(d.teacher, d.functions) as kept:
-        d.teacher(ids)
+    kept = captured(d.teacher, d.functions, {"input_ids": ids})
     start_from_neurons(d, [{"input_ids": ids}])
     for name, (x, y) in kept.items():
         layer = d.student.get_submodule(name)
@@ -281,6 +315,8 @@ def test_decisions_from_the_data_stay(folders, text, tmp_path):
 def test_the_layer_to_take_if_none_is_named(folders, text, tmp_path, capsys):
     distil(config(text, folders["masked"], feedforward="", tokens=500), tmp_path / "run")
     assert "with tree:depth=4,leaf_width=3,contributing=false,gradient=none,activation=relu" in capsys.readouterr().out
+    functions = feedforward_modules(original("llama", AutoModel))
+    assert recommended(functions) == "tree:depth=4,leaf_width=3,contributing=false,gradient=none,gated=true"
 
 
 def test_only_some_layers(folders, text, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastff.nn import TreeFeedForward, merge_base
+from fastff.nn import FeedForward, TreeFeedForward, merge_base, quantize
 from fastff.ops import GRADIENTS, Leaves, tree_feedforward, use_backend
 
 LEAF = ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")
@@ -152,3 +152,23 @@ def test_evaluation_runs_the_path_alone_with_and_without_gradients():
         with torch.no_grad(), Count() as count:
             layer(torch.randn(3, 6))
     assert 0 < counts["eval"] == count.calls < counts["train"]
+
+
+def test_a_gated_leaf_is_the_gated_dense_layer():
+    tree = TreeFeedForward(6, 5, depth=0, leaf_width=4, contributing=False, gated=True, activation="silu")
+    dense = FeedForward(6, 5, width=4, gated=True, activation="silu")
+    with torch.no_grad():
+        for name in ("w1", "b1", "w2", "b2"):
+            getattr(dense, name).copy_(getattr(tree, f"leaf_{name}")[0, 0])
+    x = torch.randn(9, 6)
+    torch.testing.assert_close(tree(x), dense(x))
+    gate, up = torch.nn.functional.linear(x, dense.w1, dense.b1).chunk(2, dim=-1)
+    torch.testing.assert_close(dense(x), torch.nn.functional.silu(gate) * up @ dense.w2 + dense.b2)
+    assert tree.multiply_adds(training=False) == dense.multiply_adds(training=False) == 4 * (2 * 6 + 5)
+
+
+def test_gated_leaves_are_refused_where_there_is_no_gate():
+    with pytest.raises(ValueError, match="gated leaves need contributing=False"):
+        TreeFeedForward(6, depth=2, leaf_width=1, gated=True)
+    with pytest.raises(ValueError, match="gated leaves has no int8"):
+        quantize(TreeFeedForward(6, depth=2, leaf_width=1, contributing=False, gated=True))

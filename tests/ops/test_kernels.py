@@ -62,6 +62,9 @@ def test_compact(dtype, features):
     for activation in ACTIVATIONS:
         check_tree(Tree(70, *features, 2, 4, 3, "S=1", True, activation, dtype=dtype))
         check_indexed(Indexed(70, 2, 5, 3, *features, activation, dtype=dtype))
+    check_tree(Tree(70, *features, 2, 4, 3, "none", True, "silu", dtype=dtype, gated=True))
+    check_tree(Tree(300, *features, 1, 2, 40, "none", activation="silu", gradient="none", dtype=dtype, gated=True))
+    check_indexed(Indexed(70, 2, 5, 3, *features, "silu", dtype=dtype, gated=True))
     check_tree(Tree(300, *features, 1, 8, 1, "S=2", False, gradient="sampled", dropout=0.2, dtype=dtype))
 
 

@@ -2,7 +2,8 @@
 //
 // Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf width, S output rows a node (0: nodes
 // do not contribute), leaf_S of a leaf's neuron, I and O features, E experts. W is 0 where a tree has no leaves. All
-// tensors are contiguous.
+// tensors are contiguous. A leaf or expert has H rows of w1: W, or 2 W where its neurons are gated, and neuron w is
+// activation(z_w) z_(W + w).
 #pragma once
 
 #include <stdint.h>
@@ -22,27 +23,29 @@ struct Pool {
 
 struct Tree {
   int64_t T, K, D, I, O, S, W, leaf_S;
+  bool gated;  // with leaf_S = 1
   Activation activation;
   const void* x;            // (T, I)
   const void* node_weight;  // (K, N, I)
   const void* node_bias;    // (K, N)
   const void* node_out;     // (K, N, S, O) or null
-  const void* w1;           // (K, L, W, I) or null
-  const void* b1;           // (K, L, W)
+  const void* w1;           // (K, L, H, I) or null
+  const void* b1;           // (K, L, H)
   const void* w2;           // (K, L, W, leaf_S, O)
   const void* b2;           // (K, L, O) or null
-  const void* base_w1;      // (K, W, I), added to every leaf of a tree, or null
-  const void* base_b1;      // (K, W)
+  const void* base_w1;      // (K, H, I), added to every leaf of a tree, or null
+  const void* base_b1;      // (K, H)
   const void* base_w2;      // (K, W, leaf_S, O)
   const void* base_b2;      // (K, O), there as b2 is
   const void* mask;         // (T, K, W), a factor of each hidden neuron, or null
+  int64_t H() const { return gated ? 2 * W : W; }
 };
 
 struct TreeForward : Tree {
   void* y;        // (T, O)
   float* logits;  // (T, K, D)
   int64_t* leaf;  // (T, K)
-  float* hidden;  // (T, K, W), before the activation, or null
+  float* hidden;  // (T, K, H), before the activation, or null
 };
 
 struct TreeBackward : Tree {
@@ -64,25 +67,27 @@ struct TreeBackward : Tree {
 
 struct Indexed {
   int64_t T, S, E, I, O, W;
+  bool gated;
   Activation activation;
   const void* x;         // (T, I)
   const int64_t* index;  // (T, S)
-  const void* w1;        // (E, W, I)
-  const void* b1;        // (E, W)
+  const void* w1;        // (E, H, I)
+  const void* b1;        // (E, H)
   const void* w2;        // (E, W, O)
   const void* b2;        // (E, O) or null
   const void* gate;      // (T, S) or null
   const void* mask;      // (T, S, W) or null
+  int64_t H() const { return gated ? 2 * W : W; }
 };
 
 struct IndexedForward : Indexed {
   void* y;        // (T, O)
-  float* hidden;  // (T, S, W), before the activation, or null
+  float* hidden;  // (T, S, H), before the activation, or null
 };
 
 struct IndexedBackward : Indexed {
   const void* grad_y;   // (T, O)
-  const float* hidden;  // (T, S, W)
+  const float* hidden;  // (T, S, H)
   void *grad_x, *grad_w1, *grad_b1, *grad_w2, *grad_b2, *grad_gate;  // null where none is asked for
 };
 

@@ -20,13 +20,14 @@ static Indexed checked(IndexedTensors& t, int64_t activation) {
   a.I = t.x.size(1);
   a.S = t.index.size(1);
   a.E = t.w1.size(0);
-  a.W = t.w1.size(1);
+  a.W = t.w2.size(1);
+  a.gated = a.W && t.w1.size(1) == 2 * a.W;
   a.O = t.w2.size(2);
   STD_TORCH_CHECK(a.I > 0, "x must have at least one feature");
   STD_TORCH_CHECK(a.T * a.S < int64_t(1) << 31, "x must have fewer than 2^31 tokens times experts, got ", a.T * a.S);
   check("index", t.index, ScalarType::Long, {a.T, a.S});
-  check("w1", t.w1, dtype, {a.E, a.W, a.I});
-  check("b1", t.b1, dtype, {a.E, a.W});
+  check("w1", t.w1, dtype, {a.E, a.H(), a.I});
+  check("b1", t.b1, dtype, {a.E, a.H()});
   check("w2", t.w2, dtype, {a.E, a.W, a.O});
   if (t.b2) check("b2", *t.b2, dtype, {a.E, a.O});
   if (t.gate) check("gate", *t.gate, dtype, {a.T, a.S});
@@ -54,7 +55,7 @@ static std::tuple<Tensor, Tensor> indexed(Tensor x, Tensor index, Tensor w1, Ten
   IndexedForward a{};
   static_cast<Indexed&>(a) = checked(t, activation);
   Tensor y = empty({a.T, a.O}, x.scalar_type());
-  Tensor hidden = empty({keep_hidden ? a.T : 0, a.S, a.W}, ScalarType::Float);
+  Tensor hidden = empty({keep_hidden ? a.T : 0, a.S, a.H()}, ScalarType::Float);
   a.y = y.mutable_data_ptr();
   a.hidden = keep_hidden ? (float*)hidden.mutable_data_ptr() : nullptr;
   kernels().indexed_forward[int(dtype_of(x))](a, pool());
@@ -70,7 +71,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> indexed_backwa
   static_cast<Indexed&>(a) = checked(t, activation);
   auto dtype = x.scalar_type();
   check("grad_y", grad_y, dtype, {a.T, a.O});
-  check("hidden", hidden, ScalarType::Float, {a.T, a.S, a.W});
+  check("hidden", hidden, ScalarType::Float, {a.T, a.S, a.H()});
   grad_y = in_order(grad_y);
   hidden = in_order(hidden);
   a.grad_y = grad_y.const_data_ptr();
@@ -82,8 +83,8 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> indexed_backwa
     return result;
   };
   std::tuple result{
-      gradient_of(0, a.grad_x, {a.T, a.I}),       gradient_of(1, a.grad_w1, {a.E, a.W, a.I}),
-      gradient_of(2, a.grad_b1, {a.E, a.W}),      gradient_of(3, a.grad_w2, {a.E, a.W, a.O}),
+      gradient_of(0, a.grad_x, {a.T, a.I}),       gradient_of(1, a.grad_w1, {a.E, a.H(), a.I}),
+      gradient_of(2, a.grad_b1, {a.E, a.H()}),      gradient_of(3, a.grad_w2, {a.E, a.W, a.O}),
       gradient_of(4, a.grad_b2, {a.E, a.O}),      gradient_of(5, a.grad_gate, {a.T, a.S}),
   };
   kernels().indexed_backward[int(dtype_of(x))](a, pool());

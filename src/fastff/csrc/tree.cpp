@@ -54,12 +54,13 @@ static Tree checked(TreeTensors& t, int64_t activation) {
     int64_t dim = t.w2->dim();
     STD_TORCH_CHECK(t.w1->dim() == 4, "w1 must have 4 dimensions (K, L, W, I), got ", t.w1->dim());
     STD_TORCH_CHECK(dim == 4 || dim == 5, "w2 must have dimensions (K, L, W, O) or (K, L, W, 2, O), got ", dim);
-    a.W = t.w1->size(2);
+    a.W = t.w2->size(2);
     a.leaf_S = dim - 3;
-    STD_TORCH_CHECK(a.W > 0, "a leaf must have neurons, got w1 with none");
+    a.gated = a.leaf_S == 1 && t.w1->size(2) == 2 * a.W;
+    STD_TORCH_CHECK(a.W > 0, "a leaf must have neurons, got w2 with none");
     if (!t.node_out) a.O = t.w2->size(dim - 1);
-    check("w1", *t.w1, dtype, {a.K, L, a.W, a.I});
-    check("b1", *t.b1, dtype, {a.K, L, a.W});
+    check("w1", *t.w1, dtype, {a.K, L, a.H(), a.I});
+    check("b1", *t.b1, dtype, {a.K, L, a.H()});
     check_w2("w2", *t.w2, dtype, a, L);
     if (t.b2) check("b2", *t.b2, dtype, {a.K, L, a.O});
   }
@@ -67,8 +68,8 @@ static Tree checked(TreeTensors& t, int64_t activation) {
     STD_TORCH_CHECK(t.w1, "a base needs leaves");
     STD_TORCH_CHECK(t.base_w1 && t.base_b1 && t.base_w2 && !t.base_b2 == !t.b2,
                     "all of a base must be given together, base_b2 where there is a b2");
-    check("base_w1", *t.base_w1, dtype, {a.K, 1, a.W, a.I});
-    check("base_b1", *t.base_b1, dtype, {a.K, 1, a.W});
+    check("base_w1", *t.base_w1, dtype, {a.K, 1, a.H(), a.I});
+    check("base_b1", *t.base_b1, dtype, {a.K, 1, a.H()});
     check_w2("base_w2", *t.base_w2, dtype, a, 1);
     if (t.base_b2) check("base_b2", *t.base_b2, dtype, {a.K, 1, a.O});
   }
@@ -104,7 +105,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> run(TreeTensors& t, int64_t ac
   Tensor y = empty({a.T, a.O}, dtype);
   Tensor logits = empty({a.T, a.K, a.D}, ScalarType::Float);
   Tensor leaf = empty({a.T, a.K}, ScalarType::Long);
-  Tensor hidden = keep_hidden ? empty({a.T, a.K, a.W}, ScalarType::Float) : leaf;
+  Tensor hidden = keep_hidden ? empty({a.T, a.K, a.H()}, ScalarType::Float) : leaf;
   a.y = y.mutable_data_ptr();
   a.logits = (float*)logits.mutable_data_ptr();
   a.leaf = (int64_t*)leaf.mutable_data_ptr();
@@ -198,7 +199,7 @@ tree_backward(
   check("grad_y", grad_y, dtype, {a.T, a.O});
   check("logits", logits, ScalarType::Float, {a.T, a.K, a.D});
   check("leaf", leaf, ScalarType::Long, {a.T, a.K});
-  check("hidden", hidden, ScalarType::Float, {a.T, a.K, a.W});
+  check("hidden", hidden, ScalarType::Float, {a.T, a.K, a.H()});
   if (grad_logits) check("grad_logits", *grad_logits, ScalarType::Float, {a.T, a.K, a.D});
   STD_TORCH_CHECK(a.gradient != Gradient::sampled || levels, "levels must be given with sampled gradients");
   if (levels) check("levels", *levels, ScalarType::Long, {a.T, a.K});
@@ -243,12 +244,12 @@ tree_backward(
       gradient_of(2, a.grad_node_bias, true, &touched.nodes, nodes, {}),
       gradient_of(3, a.grad_node_out, a.S > 0, &touched.nodes, nodes,
                   node_out && node_out->dim() == 3 ? Shape{a.O} : Shape{a.S, a.O}),
-      gradient_of(4, a.grad_w1, a.W > 0, &touched.leaves, leaves, {a.W, a.I}),
-      gradient_of(5, a.grad_b1, a.W > 0, &touched.leaves, leaves, {a.W}),
+      gradient_of(4, a.grad_w1, a.W > 0, &touched.leaves, leaves, {a.H(), a.I}),
+      gradient_of(5, a.grad_b1, a.W > 0, &touched.leaves, leaves, {a.H()}),
       gradient_of(6, a.grad_w2, a.W > 0, &touched.leaves, leaves, w2_shape),
       gradient_of(7, a.grad_b2, b2.has_value(), &touched.leaves, leaves, {a.O}),
-      gradient_of(8, a.grad_base_w1, a.base_w1, nullptr, {a.K, 1}, {a.W, a.I}),
-      gradient_of(9, a.grad_base_b1, a.base_w1, nullptr, {a.K, 1}, {a.W}),
+      gradient_of(8, a.grad_base_w1, a.base_w1, nullptr, {a.K, 1}, {a.H(), a.I}),
+      gradient_of(9, a.grad_base_b1, a.base_w1, nullptr, {a.K, 1}, {a.H()}),
       gradient_of(10, a.grad_base_w2, a.base_w1, nullptr, {a.K, 1}, w2_shape),
       gradient_of(11, a.grad_base_b2, base_b2.has_value(), nullptr, {a.K, 1}, {a.O}),
       touched.nodes,

@@ -5,22 +5,26 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastff.nn.layer import FeedForwardLayer, probability, uniform_, whole_number
+from fastff.nn.layer import FeedForwardLayer, one_of, probability, uniform_, whole_number
 from fastff.ops import activate
 
 
 class FeedForward(FeedForwardLayer):
     """y = dropout(activation(x w1^T + b1)) w2 + b2, every neuron for every token.
 
+    Gated, as in recent language models (SwiGLU with activation "silu", Shazeer 2020), neuron w is activation(z_w) *
+    z_(W + w), z = x w1^T + b1.
+
     Args:
         in_features, out_features: sizes of the last dimension of input and output (out_features None: the same).
         width: hidden neurons.
         activation: a key of `fastff.ops.ACTIVATIONS`.
+        gated: whether neurons are gated.
         dropout: probability in [0, 1) with which a hidden neuron is left out in training.
         device, dtype: of the parameters.
 
-    Parameters: w1 (width, in), b1 (width,), w2 (width, out), b2 (out,): one row a neuron in both matrices, initialised
-    uniform(+-1/sqrt(fan in)) as nn.Linear.
+    Parameters: w1 (width, in), b1 (width,), gated (2 width, in) and (2 width,), w2 (width, out), b2 (out,): one row a
+    neuron in both matrices, initialised uniform(+-1/sqrt(fan in)) as nn.Linear.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -38,6 +42,7 @@ class FeedForward(FeedForwardLayer):
         *,
         width: int,
         activation: str = "relu",
+        gated: bool = False,
         dropout: float = 0.0,
         device: Any = None,
         dtype: Any = None,
@@ -45,8 +50,10 @@ class FeedForward(FeedForwardLayer):
         super().__init__(in_features, out_features, activation)
         self.width = whole_number("width", width, 1)
         self.dropout = probability("dropout", dropout)
+        self.gated = one_of("gated", gated, (True, False))
         I, W, O = self.in_features, self.width, self.out_features
-        self._register({"w1": (W, I), "b1": (W,), "w2": (W, O), "b2": (O,)}, device, dtype)
+        H = 2 * W if self.gated else W
+        self._register({"w1": (H, I), "b1": (H,), "w2": (W, O), "b2": (O,)}, device, dtype)
 
     def reset_parameters(self) -> None:
         """Initialise anew."""
@@ -64,11 +71,15 @@ class FeedForward(FeedForwardLayer):
         return self.width
 
     def multiply_adds(self, *, training: bool) -> int:
-        return self.width * (self.in_features + self.out_features)
+        return self.width * ((1 + self.gated) * self.in_features + self.out_features)
 
     def forward_tokens(self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        hidden = activate(F.linear(x, w1, b1), self.activation)
+        z = F.linear(x, w1, b1)
+        hidden = activate(z[..., : self.width], self.activation)
+        if self.gated:
+            hidden = hidden * z[..., self.width :]
         return F.linear(F.dropout(hidden, self.dropout, self.training), w2.T, b2)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, width={self.width}, activation={self.activation!r}"
+        gated = ", gated=True" if self.gated else ""
+        return f"{self.in_features}, {self.out_features}, width={self.width}, activation={self.activation!r}{gated}"

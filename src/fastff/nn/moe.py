@@ -30,6 +30,7 @@ class MoE(ExpertLayer):
         expert_width: hidden neurons of an expert.
         top_k: experts a token, at most `experts`.
         activation: of the experts, a key of `fastff.ops.ACTIVATIONS`.
+        gated: whether an expert's neuron w is activation(z_w) * z_(W + w), as in recent models (SwiGLU with "silu").
         dropout: probability in [0, 1) with which an expert's hidden neuron is left out in training.
         noise: whether noise is added to the gates in training. Without it, as in later work, gates are initialised as
             other weights are, and `load` counts tokens, so that `importance` alone balances.
@@ -38,8 +39,8 @@ class MoE(ExpertLayer):
 
     Parameters: gate_weight (E, in) and, with noise, noise_weight (E, in), 0 at first so that the load starts even
     (appendix A);
-    expert_w1 (E, W, in), expert_b1 (E, W), expert_w2 (E, W, out), expert_b2 (E, out), as the leaves of `FFF`. Buffer,
-    with `loss_free`: choice_bias (E,), float32.
+    expert_w1 (E, W, in), expert_b1 (E, W), if gated with 2 W in place of W, expert_w2 (E, W, out), expert_b2 (E, out),
+    as the leaves of `FFF`. Buffer, with `loss_free`: choice_bias (E,), float32.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -59,6 +60,7 @@ class MoE(ExpertLayer):
         expert_width: int,
         top_k: int = 2,
         activation: str = "relu",
+        gated: bool = False,
         dropout: float = 0.0,
         noise: bool = True,
         loss_free: bool = False,
@@ -71,17 +73,19 @@ class MoE(ExpertLayer):
         self.top_k = whole_number("top_k", top_k, 1)
         if self.top_k > self.experts:
             raise ValueError(f"top_k must be at most experts = {experts}, got {top_k}")
+        self.gated = one_of("gated", gated, (True, False))
         self.dropout = probability("dropout", dropout)
         self.noise = one_of("noise", noise, (True, False))
         self.loss_free = one_of("loss_free", loss_free, (True, False))
         if self.noise and self.loss_free:
             raise ValueError("noise must be False with loss_free, got True")
         E, W, I, O = self.experts, self.expert_width, self.in_features, self.out_features
+        H = 2 * W if self.gated else W
         shapes: dict[str, tuple[int, ...]] = {
             "gate_weight": (E, I),
             **({"noise_weight": (E, I)} if self.noise else {}),
-            "expert_w1": (E, W, I),
-            "expert_b1": (E, W),
+            "expert_w1": (E, H, I),
+            "expert_b1": (E, H),
             "expert_w2": (E, W, O),
             "expert_b2": (E, O),
         }
@@ -122,7 +126,8 @@ class MoE(ExpertLayer):
     def multiply_adds(self, *, training: bool) -> int:
         """The gates, in training with those of the noise, and the chosen experts."""
         gates = self.experts * (2 if training and self.noise else 1)
-        return gates * self.in_features + self.top_k * self.expert_width * (self.in_features + self.out_features)
+        neuron = (1 + self.gated) * self.in_features + self.out_features
+        return gates * self.in_features + self.top_k * self.expert_width * neuron
 
     def forward_tokens(
         self,
@@ -161,6 +166,7 @@ class MoE(ExpertLayer):
         return (
             f"{self.in_features}, {self.out_features}, experts={self.experts}, expert_width={self.expert_width}, "
             f"top_k={self.top_k}, activation={self.activation!r}, noise={self.noise}, loss_free={self.loss_free}"
+            f"{', gated=True' if self.gated else ''}"
         )
 
 

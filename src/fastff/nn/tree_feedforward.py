@@ -41,6 +41,9 @@ class TreeFeedForward(TreeLayer):
         master_width: neurons of a master leaf: a dense layer beside the trees, with `activation` and no output bias, of
             which every token runs all.
         leaf_bias: whether a leaf has an output bias of its own, which is one more row for a token to read.
+        gated: whether leaves have the neurons of recent language models (SwiGLU with activation "silu", Shazeer 2020):
+            neuron w is activation(z_w) * z_(W + w), which costs one row in more. Only where nodes do not contribute;
+            such leaves have one output row a neuron, and no int8.
         two_sided: a neuron, of a node or a leaf, has two output rows and adds relu(z) times the right or relu(-z) times
             the left; otherwise one row, and adds activation(z) times it. The executed cost is the same.
         shared_base: in training a leaf is base + offset, with one base for all leaves of a tree, so that what one
@@ -54,7 +57,8 @@ class TreeFeedForward(TreeLayer):
 
     Parameters (N = 2^depth - 1, L = 2^depth, W leaf_width, M master_width, S = 2 if two_sided else 1, R = rank or in):
     node_weight (K, N, R), node_bias (K, N), node_out (K, N, S, out) if contributing, leaf_w1 (K, L, W, R),
-    leaf_b1 (K, L, W), leaf_w2 (K, L, W, 2, out) if two_sided else (K, L, W, out), leaf_b2 (K, L, out) if leaf_bias,
+    leaf_b1 (K, L, W), if gated with 2 W in place of W, leaf_w2 (K, L, W, 2, out) if two_sided else (K, L, W, out),
+    leaf_b2 (K, L, out) if leaf_bias,
     projection (R, in) if rank, master_w1 (M, in), master_b1 (M,) and master_w2 (M, out) if master_width, and with
     shared_base for each of the leaves' a base_... with 1 in place of L, the leaf's own then being an offset that starts
     at 0. Initialised uniform(+-1/sqrt(R)), what leads to the output uniform(+-1/sqrt(n)) with n the neurons of a token
@@ -83,6 +87,7 @@ class TreeFeedForward(TreeLayer):
         contributing: bool = True,
         master_width: int = 0,
         leaf_bias: bool = True,
+        gated: bool = False,
         two_sided: bool = True,
         shared_base: bool = True,
         sparse: bool = False,
@@ -98,19 +103,22 @@ class TreeFeedForward(TreeLayer):
         self.contributing = one_of("contributing", contributing, (True, False))
         self.master_width = whole_number("master_width", master_width, 0)
         self.leaf_bias = one_of("leaf_bias", leaf_bias, (True, False))
-        self.two_sided = one_of("two_sided", two_sided, (True, False))
+        self.gated = one_of("gated", gated, (True, False))
+        if self.gated and self.contributing:
+            raise ValueError("gated leaves need contributing=False: nodes have no gate")
+        self.two_sided = one_of("two_sided", two_sided, (True, False)) and not self.gated
         self.shared_base = one_of("shared_base", shared_base, (True, False)) and self.depth > 0
         self.sparse = one_of("sparse", sparse, (True, False))
-        K, N, L, W, S = self.trees, 2**self.depth - 1, 2**self.depth, self.leaf_width, 2 if two_sided else 1
-        I, O = self.in_features, self.out_features
+        K, N, L, W, S = self.trees, 2**self.depth - 1, 2**self.depth, self.leaf_width, 2 if self.two_sided else 1
+        I, O, H = self.in_features, self.out_features, 2 * W if self.gated else W
         R = self.rank or I
         shapes: dict[str, tuple[int, ...]] = {
             "node_weight": (K, N, R),
             "node_bias": (K, N),
             **({"node_out": (K, N, S, O)} if contributing else {}),
-            "leaf_w1": (K, L, W, R),
-            "leaf_b1": (K, L, W),
-            "leaf_w2": (K, L, W, S, O) if two_sided else (K, L, W, O),
+            "leaf_w1": (K, L, H, R),
+            "leaf_b1": (K, L, H),
+            "leaf_w2": (K, L, W, S, O) if self.two_sided else (K, L, W, O),
             **({"leaf_b2": (K, L, O)} if leaf_bias else {}),
             **({"projection": (R, I)} if self.rank else {}),
         }
@@ -158,7 +166,7 @@ class TreeFeedForward(TreeLayer):
         other_nodes, other_leaves = {"exact": (D * (D - 1) // 2, D), "sampled": (D - 1, 1)}.get(self.gradient, (0, 0))
         I, O, R = self.in_features, self.out_features, self.rank or self.in_features
         nodes, leaves = (D + other_nodes, 1 + other_leaves) if training and D else (D, 1)
-        own = nodes * (R + O * self.contributing) + leaves * W * (R + O)
+        own = nodes * (R + O * self.contributing) + leaves * W * ((1 + self.gated) * R + O)
         return self.trees * own + (R * I if self.rank else 0) + self.master_width * (I + O)
 
     def merge_base(self) -> None:
@@ -255,6 +263,8 @@ class TreeFeedForward(TreeLayer):
         if self.levels < self.depth:
             grown = f"{self.depth}, before it is quantised, has {self.levels}"
             raise ValueError(f"a tree must have grown to its depth, {grown}")
+        if self.gated:
+            raise ValueError("a tree with gated leaves has no int8: quantize to bfloat16")
         self.merge_base()
         own = {name: getattr(self, name) for name in self.parameter_names}
         nodes = {name: own.get(name) for name in (*NODE_PARAMETERS, "projection")}
@@ -272,7 +282,7 @@ class TreeFeedForward(TreeLayer):
         return dict.fromkeys(NODE_PARAMETERS, nodes) | dict.fromkeys(self.leaf_parameters, leaves)
 
     def extra_repr(self) -> str:
-        usual = {"rank": None, "contributing": True, "master_width": 0, "leaf_bias": True}
+        usual = {"rank": None, "contributing": True, "master_width": 0, "leaf_bias": True, "gated": False}
         given = {name: getattr(self, name) for name in usual}
         more = "".join(f", {name}={value}" for name, value in given.items() if value != usual[name])
         return (

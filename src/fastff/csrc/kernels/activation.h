@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../abi.h"
+#include "pool.h"
 #include "vec.h"
 
 namespace FASTFF_ISA {
@@ -93,6 +94,21 @@ inline void activate(Activation a, const float* z, int64_t n, float* value, floa
     case Activation::silu: return activate_all<Activation::silu>(z, n, value, slope);
     case Activation::tanh: return activate_all<Activation::tanh>(z, n, value, slope);
     case Activation::identity: return activate_all<Activation::identity>(z, n, value, slope);
+  }
+}
+
+// Gated neurons: of each token's 2 W values z the W values activation(z_w) z_(W + w), and their slopes after both.
+inline void activate_gated(Activation a, const float* z, int64_t tokens, int64_t W, float* value, float* slope) {
+  Scratch<float> active(W);
+  for (int64_t t = 0; t < tokens; t++, z += 2 * W, value += W) {
+    activate(a, z, W, active, slope);
+    if (slope)
+      for (int64_t w = 0; w < W; w++) {
+        slope[w] *= z[W + w];
+        slope[W + w] = active[w];
+      }
+    for (int64_t w = 0; w < W; w++) value[w] = active[w] * z[W + w];
+    if (slope) slope += 2 * W;
   }
 }
 

@@ -81,7 +81,7 @@ struct Weights {
     node = p(a.node_weight) + tree * nodes * a.I;
     node_bias = p(a.node_bias) + tree * nodes;
     out = a.S ? p(a.node_out) + tree * nodes * a.S * a.O : nullptr;
-    w1 = Rows<T>{p(a.w1), p(a.b1), p(a.base_w1), p(a.base_b1), a.W, a.I}.of_tree(tree, leaves);
+    w1 = Rows<T>{p(a.w1), p(a.b1), p(a.base_w1), p(a.base_b1), a.H(), a.I}.of_tree(tree, leaves);
     w2 = Rows<T>{p(a.w2), nullptr, p(a.base_w2), nullptr, a.W, a.O, a.leaf_S == 2}.of_tree(tree, leaves);
     b2 = Rows<T>{p(a.b2), nullptr, p(a.base_b2), nullptr, a.W > 0 && a.b2, a.O}.of_tree(tree, leaves);
   }
@@ -185,6 +185,12 @@ inline void amplitudes(Activation activation, int64_t S, const float* z, int64_t
   }
 }
 
+// The same of the leaf neurons of some tokens, from their (H,) values each: (W,) values and (H,) slopes.
+inline void leaf_amplitudes(const Tree& a, const float* z, int64_t tokens, float* value, float* slope) {
+  if (a.gated) return activate_gated(a.activation, z, tokens, a.W, value, slope);
+  amplitudes(a.activation, a.leaf_S, z, tokens * a.W, value, slope);
+}
+
 // Products of some tokens of a block with row w of a base, which all leaves have.
 template <class T>
 inline void base_dots(const Block<T>& b, const Rows<T>& rows, const int* token, int count, int64_t w, const T* const* x,
@@ -280,7 +286,7 @@ template <class T>
 class BaseProducts {
  public:
   BaseProducts(const Tree& a, const T* grad_y, bool needed, const Pool& pool)
-      : K_(a.K), ins_(a.W), outs_(a.W * a.leaf_S),
+      : K_(a.K), ins_(a.H()), outs_(a.W * a.leaf_S),
         size_(needed && a.base_w1 ? ins_ + outs_ + (a.b2 != nullptr) : 0), value_(a.T * a.K * size_) {
     if (!size_) return;
     for_each(pool, divide_up(a.T, kBlock), [&](int64_t task) {

@@ -35,19 +35,24 @@ inline float mask_of(const Indexed& a, int64_t at) {
   return a.mask ? to_float(((const T*)a.mask)[at]) : 1.0f;
 }
 
+inline void expert_amplitudes(const Indexed& a, const float* z, int64_t tokens, float* value, float* slope) {
+  if (a.gated) return activate_gated(a.activation, z, tokens, a.W, value, slope);
+  activate(a.activation, z, tokens * a.W, value, slope);
+}
+
 template <class T, class Y>
 void indexed_forward(const IndexedForward& a, Y* y, const Pool& pool) {
-  int64_t W = a.W, O = a.O;
-  const Rows<T> w1{(const T*)a.w1, (const T*)a.b1, nullptr, nullptr, W, a.I};
+  int64_t W = a.W, H = a.H(), O = a.O;
+  const Rows<T> w1{(const T*)a.w1, (const T*)a.b1, nullptr, nullptr, H, a.I};
   const Rows<T> w2{(const T*)a.w2, nullptr, nullptr, nullptr, W, O}, b2{(const T*)a.b2, nullptr, nullptr, nullptr, 1, O};
   for (int64_t choice = 0; choice < a.S; choice++)
     for_expert_blocks(a, choice, (const T*)a.x, a.I, pool, [&](const Block<T>& b, const int32_t* token) {
-      Scratch<float> hidden(b.n * W);
-      row_dots(b, w1, hidden);
+      Scratch<float> z(b.n * H), hidden(b.n * W);
+      row_dots(b, w1, z);
       if (a.hidden)
         for (int i = 0; i < b.n; i++)
-          copy(a.hidden + (token[i] * a.S + choice) * W, hidden + i * W, W);
-      activate(a.activation, hidden, b.n * W, hidden, nullptr);
+          copy(a.hidden + (token[i] * a.S + choice) * H, z + i * H, H);
+      expert_amplitudes(a, z, b.n, hidden, nullptr);
       for (int i = 0; i < b.n; i++) {
         int64_t entry = token[i] * a.S + choice;
         for (int64_t w = 0; w < W; w++) hidden[i * W + w] *= gate_of<T>(a, entry) * mask_of<T>(a, entry * W + w);
@@ -79,16 +84,16 @@ void indexed_forward(const IndexedForward& a, const Pool& pool) {
 
 template <class T, class X>
 void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
-  int64_t W = a.W, I = a.I, entries = a.T * a.S;
-  const Rows<T> w1{(const T*)a.w1, nullptr, nullptr, nullptr, W, I};
+  int64_t W = a.W, H = a.H(), I = a.I, entries = a.T * a.S;
+  const Rows<T> w1{(const T*)a.w1, nullptr, nullptr, nullptr, H, I};
   const Rows<T> w2{(const T*)a.w2, nullptr, nullptr, nullptr, W, a.O}, b2{(const T*)a.b2, nullptr, nullptr, nullptr, 1, a.O};
-  Scratch<float> grad_hidden(entries * W), active(entries * W), gate(entries);
+  Scratch<float> grad_hidden(entries * H), active(entries * W), gate(entries);
   for (int64_t choice = 0; choice < a.S; choice++)
     for_expert_blocks(a, choice, (const T*)a.grad_y, a.O, pool, [&](const Block<T>& b, const int32_t* token) {
-      Scratch<float> hidden(b.n * W), value(b.n * W), slope(b.n * W), grad_active(b.n * W), out(b.n);
+      Scratch<float> hidden(b.n * H), value(b.n * W), slope(b.n * H), grad_active(b.n * W), out(b.n);
       for (int i = 0; i < b.n; i++)
-        copy(hidden + i * W, a.hidden + (token[i] * a.S + choice) * W, W);
-      activate(a.activation, hidden, b.n * W, value, slope);
+        copy(hidden + i * H, a.hidden + (token[i] * a.S + choice) * H, H);
+      expert_amplitudes(a, hidden, b.n, value, slope);
       row_dots(b, w2, grad_active);
       if (a.b2)
         row_dots(b, b2, out);
@@ -101,7 +106,7 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
           float mask = mask_of<T>(a, entry * W + w), gradient = grad_active[i * W + w] * mask;
           out[i] += value[i * W + w] * gradient;
           active[entry * W + w] = value[i * W + w] * mask * gate[entry];
-          grad_hidden[entry * W + w] = gradient * gate[entry] * slope[i * W + w];
+          for (int64_t h = w; h < H; h += W) grad_hidden[entry * H + h] = gradient * gate[entry] * slope[i * H + h];
         }
         if (a.grad_gate) ((T*)a.grad_gate)[entry] = from_float<T>(out[i]);
       }
@@ -113,7 +118,7 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
             columns.read(target);
           else
             columns.zero();
-          add_rows(columns, w1, b.key[i], c, grad_hidden + (token[i] * a.S + choice) * W);
+          add_rows(columns, w1, b.key[i], c, grad_hidden + (token[i] * a.S + choice) * H);
           columns.write(target);
         }
       });
@@ -124,15 +129,15 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
   sort_by_key(a.index, 1, entries, a.E, order);
   for (int64_t i = 0; i < entries; i++) code[i] = a.index[order[i]];
   Entries e{entries, order, code, a.S};
-  Scratch<Slot> in(W), out(W + 1), bias(W);
+  Scratch<Slot> in(H), out(W + 1), bias(H);
   int ins = 0, outs = 0, biases = 0;
-  for (int64_t w = 0; w < W; w++) {
-    Slot slot{grad_hidden + w, W, 0, 0, 0, W, w, nullptr, a.grad_w1};
+  for (int64_t h = 0; h < H; h++) {
+    Slot slot{grad_hidden + h, H, 0, 0, 0, H, h, nullptr, a.grad_w1};
     if (a.grad_w1) in[ins++] = slot;
     slot.grad = a.grad_b1;
     if (a.grad_b1) bias[biases++] = slot;
-    if (a.grad_w2) out[outs++] = {active + w, W, 0, 0, 0, W, w, nullptr, a.grad_w2};
   }
+  for (int64_t w = 0; a.grad_w2 && w < W; w++) out[outs++] = {active + w, W, 0, 0, 0, W, w, nullptr, a.grad_w2};
   if (a.grad_b2) out[outs++] = {gate, 1, 0, 0, 0, 1, 0, nullptr, a.grad_b2};
   const Outer<T> sums[] = {{in, ins, (const T*)a.x, I}, {out, outs, (const T*)a.grad_y, a.O}};
   outer(e, sums, 2, pool);
@@ -142,8 +147,8 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
   memset(touched, 0, a.E);
   for (int64_t i = 0; i < entries; i++) touched[code[i]] = true;
   for_untouched(touched, a.E, pool, [&](int64_t first, int64_t rows) {
-    zero_rows<T>(a.grad_w1, first, rows, W * I);
-    zero_rows<T>(a.grad_b1, first, rows, W);
+    zero_rows<T>(a.grad_w1, first, rows, H * I);
+    zero_rows<T>(a.grad_b1, first, rows, H);
     zero_rows<T>(a.grad_w2, first, rows, W * a.O);
     zero_rows<T>(a.grad_b2, first, rows, a.O);
   });

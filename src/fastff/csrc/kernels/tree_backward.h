@@ -22,12 +22,12 @@ class TreeBackwardPass {
   // grad_x, (T, I), gains what comes through this tree.
   template <class X>
   void run(X* grad_x, const Pool& pool) {
-    int64_t n = a_.T, D = a_.D, W = a_.W;
+    int64_t n = a_.T, D = a_.D, W = a_.W, H = a_.H();
     Scratch<int32_t> order(n);
     Scratch<int64_t> code(n);
     sort_by_key(a_.leaf + tree_, a_.K, n, leaves_, order);
     for (int64_t i = 0; i < n; i++) code[i] = a_.leaf[order[i] * a_.K + tree_];
-    Scratch<float> grad_logit(n * D), amplitude(n * D * (a_.S > 0)), grad_hidden(n * W), active(n * W);
+    Scratch<float> grad_logit(n * D), amplitude(n * D * (a_.S > 0)), grad_hidden(n * H), active(n * W);
     Scratch<float> active_left(n * W * (a_.leaf_S == 2));
     Factors f{grad_logit, amplitude, grad_hidden, active, active_left};
 
@@ -77,12 +77,12 @@ class TreeBackwardPass {
   template <class X>
   void block(Block<T>& b, const int32_t* token, const float* other, const Gains<T>* gains, int64_t place,
              const Factors& f, X* grad_x, const Ahead& ahead) {
-    int64_t D = a_.D, W = a_.W, n = b.n;
+    int64_t D = a_.D, W = a_.W, H = a_.H(), n = b.n;
     Scratch<float> logits(n * D), slope(n * D), grad_out(n * D), below(n);
-    Scratch<float> hidden(n * W), hidden_slope(n * W), grad_active(n * W);
+    Scratch<float> hidden(n * H), hidden_slope(n * H), grad_active(n * W);
     for (int i = 0; i < n; i++) {
       copy(logits + i * D, logits_of(token[i]), D);
-      copy(hidden + i * W, hidden_of(token[i]), W);
+      copy(hidden + i * H, hidden_of(token[i]), H);
       below[i] = 0.0f;
     }
     bool decides = a_.gradient != Gradient::none;
@@ -92,7 +92,7 @@ class TreeBackwardPass {
       if (!gains) out_dots(b, a_, weights_, 0, int(D), grad_out, ahead, a_.grad_x);
     }
     if (W) {
-      amplitudes(a_.activation, a_.leaf_S, hidden, n * W, active, hidden_slope);
+      leaf_amplitudes(a_, hidden, n, active, hidden_slope);
       if (!gains) w2_dots(b, weights_.w2, hidden, grad_active);
       for (int i = 0; i < n; i++) b.base[i] = base_.bias(token[i], tree_);
       if (decides && !gains) row_dots(b, weights_.b2, below);
@@ -108,10 +108,10 @@ class TreeBackwardPass {
         float m = mask ? to_float(mask[w]) : 1.0f, gradient = grad_active[i * W + w];
         below[i] += active[i * W + w] * m * gradient;
         float out = active[i * W + w] * m;
-        bool left = a_.leaf_S == 2 && !(hidden[i * W + w] >= 0.0f);
+        bool left = a_.leaf_S == 2 && !(hidden[i * W + w] >= 0.0f);  // no gate
         f.active[token[i] * W + w] = left ? 0.0f : out;
         if (a_.leaf_S == 2) f.active_left[token[i] * W + w] = left ? out : 0.0f;
-        f.grad_hidden[token[i] * W + w] = gradient * m * hidden_slope[i * W + w];
+        for (int64_t h = w; h < H; h += W) f.grad_hidden[token[i] * H + h] = gradient * m * hidden_slope[i * H + h];
       }
     }
     for (int i = 0; i < n; i++) {
@@ -146,20 +146,20 @@ class TreeBackwardPass {
           columns.zero();
         for (int level = 0; level < D; level++)
           columns.add(weights_.node + output_row(leaf, level, D, 1) * a_.I + c, f.grad_logit[token[i] * D + level]);
-        add_rows(columns, weights_.w1, leaf, c, f.grad_hidden + token[i] * W);
+        add_rows(columns, weights_.w1, leaf, c, f.grad_hidden + token[i] * H);
         columns.write(target);
       }
     });
   }
 
-  const float* hidden_of(int64_t token) const { return a_.hidden + (token * a_.K + tree_) * a_.W; }
+  const float* hidden_of(int64_t token) const { return a_.hidden + (token * a_.K + tree_) * a_.H(); }
 
   const float* logits_of(int64_t token) const { return a_.logits + (token * a_.K + tree_) * a_.D; }
 
   static float probability(float z) { return (1.0f / (1.0f + exponential(broadcast(-z))))[0]; }
 
   void weights(const Entries& e, const Factors& f, const Pool& pool) {
-    int D = int(a_.D), W = int(a_.W), S = int(a_.S), leaf_S = int(a_.leaf_S);
+    int D = int(a_.D), W = int(a_.W), H = int(a_.H()), S = int(a_.S), leaf_S = int(a_.leaf_S);
     const int64_t* node_map = a_.node_row ? a_.node_row + tree_ * nodes_ : nullptr;
     const int64_t* leaf_map = a_.leaf_row ? a_.leaf_row + tree_ * leaves_ : nullptr;
     auto part = [&](void* grad, bool mapped, int64_t size) -> void* {  // of this tree; mapped rows are those of all
@@ -168,20 +168,20 @@ class TreeBackwardPass {
     auto large = [&](int64_t rows, int64_t n) {  // whether a gradient of this tree's rows and as many of the others is
       return least(rows, e.n) * a_.K * n * int64_t(sizeof(T)) > kLarge;
     };
-    bool large_in = large(nodes_, a_.I) || large(leaves_, W * a_.I);
+    bool large_in = large(nodes_, a_.I) || large(leaves_, H * a_.I);
     bool large_out = large(nodes_, S * a_.O) || large(leaves_, W * leaf_S * a_.O);
     void* node_weight = part(a_.grad_node_weight, node_map, nodes_ * a_.I);
     void* node_bias = part(a_.grad_node_bias, node_map, nodes_);
     void* node_out = part(a_.grad_node_out, node_map, nodes_ * S * a_.O);
-    void* w1 = part(a_.grad_w1, leaf_map, leaves_ * W * a_.I);
-    void* b1 = part(a_.grad_b1, leaf_map, leaves_ * W);
+    void* w1 = part(a_.grad_w1, leaf_map, leaves_ * H * a_.I);
+    void* b1 = part(a_.grad_b1, leaf_map, leaves_ * H);
     void* w2 = part(a_.grad_w2, leaf_map, leaves_ * W * leaf_S * a_.O);
     void* b2 = part(a_.grad_b2, leaf_map, leaves_ * a_.O);
-    void* base_w1 = part(a_.grad_base_w1, false, W * a_.I);
-    void* base_b1 = part(a_.grad_base_b1, false, W);
+    void* base_w1 = part(a_.grad_base_w1, false, H * a_.I);
+    void* base_b1 = part(a_.grad_base_b1, false, H);
     void* base_w2 = part(a_.grad_base_w2, false, W * leaf_S * a_.O);
     void* base_b2 = part(a_.grad_base_b2, false, a_.O);
-    Scratch<Slot> in(D + 2 * W), out(D + 2 * W * leaf_S + 2), bias(D + 2 * W);
+    Scratch<Slot> in(D + 2 * H), out(D + 2 * W * leaf_S + 2), bias(D + 2 * H);
     int ins = 0, outs = 0, biases = 0;
     for (int level = 0; level < D; level++) {
       int64_t first = (int64_t(1) << level) - 1;
@@ -192,19 +192,20 @@ class TreeBackwardPass {
       int side = S == 2;
       if (node_out) out[outs++] = {f.amplitude + level, D, D - level - side, first, side, S, 0, node_map, node_out};
     }
-    for (int w = 0; w < W; w++) {  // a base is what a tree of no level has for its leaf
-      const float* hidden = f.grad_hidden + w;
-      if (w1) in[ins++] = {hidden, W, 0, 0, 0, W, w, leaf_map, w1};
-      if (b1) bias[biases++] = {hidden, W, 0, 0, 0, W, w, leaf_map, b1};
-      if (base_w1) in[ins++] = {hidden, W, D, 0, 0, W, w, nullptr, base_w1};
-      if (base_b1) bias[biases++] = {hidden, W, D, 0, 0, W, w, nullptr, base_b1};
+    for (int h = 0; h < H; h++) {  // a base is what a tree of no level has for its leaf
+      const float* hidden = f.grad_hidden + h;
+      if (w1) in[ins++] = {hidden, H, 0, 0, 0, H, h, leaf_map, w1};
+      if (b1) bias[biases++] = {hidden, H, 0, 0, 0, H, h, leaf_map, b1};
+      if (base_w1) in[ins++] = {hidden, H, D, 0, 0, H, h, nullptr, base_w1};
+      if (base_b1) bias[biases++] = {hidden, H, D, 0, 0, H, h, nullptr, base_b1};
+    }
+    for (int w = 0; w < W; w++)
       for (int side = 0; side < leaf_S; side++) {
         const float* active = (side + 1 < leaf_S ? f.active_left : f.active) + w;
         int rows = leaf_S * W, row = leaf_S * w + side;
         if (w2) out[outs++] = {active, W, 0, 0, 0, rows, row, leaf_map, w2};
         if (base_w2) out[outs++] = {active, W, D, 0, 0, rows, row, nullptr, base_w2};
       }
-    }
     if (b2) out[outs++] = {nullptr, 0, 0, 0, 0, 1, 0, leaf_map, b2};
     if (base_b2) out[outs++] = {nullptr, 0, D, 0, 0, 1, 0, nullptr, base_b2};
     const Outer<T> sums[] = {{in, ins, (const T*)a_.x, a_.I, large_in}, {out, outs, (const T*)a_.grad_y, a_.O, large_out}};
@@ -212,8 +213,8 @@ class TreeBackwardPass {
     for_each(pool, biases, [&](int64_t i) { outer_bias<T>(e, bias[i]); });
 
     if (!e.n) {
-      zero_rows<T>(base_w1, 0, 1, W * a_.I);
-      zero_rows<T>(base_b1, 0, 1, W);
+      zero_rows<T>(base_w1, 0, 1, H * a_.I);
+      zero_rows<T>(base_b1, 0, 1, H);
       zero_rows<T>(base_w2, 0, 1, W * leaf_S * a_.O);
       zero_rows<T>(base_b2, 0, 1, a_.O);
     }
@@ -232,8 +233,8 @@ class TreeBackwardPass {
                     [&](int64_t first, int64_t rows) { zero_rows<T>(node_out, first, rows, a_.O, large_out); });
     if (W)
       for_untouched(touched + nodes_, leaves_, pool, [&](int64_t first, int64_t rows) {
-        zero_rows<T>(w1, first, rows, W * a_.I, large_in);
-        zero_rows<T>(b1, first, rows, W);
+        zero_rows<T>(w1, first, rows, H * a_.I, large_in);
+        zero_rows<T>(b1, first, rows, H);
         zero_rows<T>(w2, first, rows, W * leaf_S * a_.O, large_out);
         zero_rows<T>(b2, first, rows, a_.O, large_out);
       });

@@ -13,7 +13,7 @@ constexpr int64_t kCache = 7 << 17;  // bytes, most of an L2 cache of 1 MB
 // tokens read a leaf, which may be wide, about once.
 template <class T>
 inline int last_levels(const Tree& a) {
-  int64_t bytes = (1 + a.W) * (a.I + a.O) * int64_t(sizeof(T));
+  int64_t bytes = ((1 + a.H()) * a.I + (1 + a.W) * a.O) * int64_t(sizeof(T));
   int levels = 1;
   while (levels < kLevelsAtOnce && levels < a.D && bytes << (levels + 1) <= kCache) levels++;
   return levels;
@@ -84,7 +84,7 @@ class TreeForwardPass {
 
   template <class Y>
   void put_out(const Block<T>& b, int64_t first, Y* y, bool accumulate) {
-    int64_t D = a_.D, W = a_.W, O = a_.O;
+    int64_t D = a_.D, W = a_.W, H = a_.H(), O = a_.O;
     int64_t row[kBlock];  // of y
     for (int i = 0; i < b.n; i++) {
       int64_t t = token(b, i);
@@ -92,16 +92,16 @@ class TreeForwardPass {
       a_.leaf[t * a_.K + tree_] = b.key[i];
     }
     bool shares = y && W >= kWideLeaf && b.n >= kTokensOfLeaf * b.runs();
-    Scratch<float> hidden(b.n * W);
+    Scratch<float> hidden(b.n * H);
     if (W) row_dots(b, weights_.w1, hidden, shares ? weights_.w2 : Rows<T>{});
     for (int i = 0; a_.hidden && i < b.n; i++)
-      copy(a_.hidden + ((row[i] + first) * a_.K + tree_) * W, hidden + i * W, W);
+      copy(a_.hidden + ((row[i] + first) * a_.K + tree_) * H, hidden + i * H, H);
     if (!y) return;
 
     Scratch<float> factor(b.n * D * (a_.S > 0)), active(b.n * W);
     for (int i = 0; a_.S && i < b.n; i++) copy(factor + i * D, b.logits[i], D);
     if (a_.S) amplitudes(a_.activation, a_.S, factor, b.n * D, factor, nullptr);
-    if (W) amplitudes(a_.activation, a_.leaf_S, hidden, b.n * W, active, nullptr);
+    if (W) leaf_amplitudes(a_, hidden, b.n, active, nullptr);
     for (int i = 0; a_.mask && i < b.n; i++)
       for (int64_t w = 0; w < W; w++)
         active[i * W + w] *= to_float(((const T*)a_.mask)[((row[i] + first) * a_.K + tree_) * W + w]);
@@ -111,7 +111,7 @@ class TreeForwardPass {
       const float *own[M], *z[M], *one[M], unit = 1.0f;
       for (int m = 0; m < M; m++) {
         own[m] = active + tokens[m] * W;
-        z[m] = hidden + tokens[m] * W;
+        z[m] = hidden + tokens[m] * H;
         one[m] = &unit;
         sum[m] = columns;
         if (accumulate)
@@ -142,7 +142,7 @@ class TreeForwardPass {
         if (place + 1 < b.n) {
           int next = b.order[place + 1];
           prefetch_row(row_of(y, row[next], O) + c, columns.kColumns * sizeof(Y));
-          ask_path(b.key[next], b.key[b.order[place]], hidden + next * W, c, columns.kColumns * sizeof(T));
+          ask_path(b.key[next], b.key[b.order[place]], hidden + next * H, c, columns.kColumns * sizeof(T));
         }
         sum_up.template operator()<1>(columns, c, b.order + place);
       }
@@ -186,7 +186,7 @@ inline double shared_bytes(const Tree& a, int64_t n) {
   double rows = 0;
   for (int level = 0; level <= a.D; level++) {
     double share = double(int64_t(1) << level) / double(n);
-    rows += (share < 1 ? share : 1) * double(level < a.D ? a.I + (a.S > 0) * a.O : a.W * (a.I + a.O));
+    rows += (share < 1 ? share : 1) * double(level < a.D ? a.I + (a.S > 0) * a.O : a.H() * a.I + a.W * a.O);
   }
   return rows * sizeof(T);
 }
@@ -194,28 +194,28 @@ inline double shared_bytes(const Tree& a, int64_t n) {
 // What the leaves of all trees put out, one token after the other: its sums stay in registers.
 template <class T>
 inline void put_out_leaves(const TreeForward& a, int64_t begin, int64_t end) {
-  int64_t K = a.K, W = a.W, O = a.O, neurons = K * W;
+  int64_t K = a.K, W = a.W, H = a.H(), O = a.O, neurons = K * W;
   Scratch<Weights<T>> trees(K);
   for (int64_t k = 0; k < K; k++) new (&trees[k]) Weights<T>(a, k);
   Scratch<float> active((end - begin) * neurons);
   for (int64_t t = begin; t < end; t++) {
     float* own = active + (t - begin) * neurons;
-    amplitudes(a.activation, a.leaf_S, a.hidden + t * neurons, neurons, own, nullptr);
+    leaf_amplitudes(a, a.hidden + t * K * H, K, own, nullptr);
     for (int64_t i = 0; a.mask && i < neurons; i++) own[i] *= to_float(((const T*)a.mask)[t * neurons + i]);
   }
   const float one = 1.0f;
   for_columns(0, O, [&](auto columns, int64_t c) {
     for (int64_t t = begin; t < end; t++) {
       const int64_t* leaf = a.leaf + t * K;
-      const float *z = a.hidden + t * neurons, *factor = active + (t - begin) * neurons;
+      const float *z = a.hidden + t * K * H, *factor = active + (t - begin) * neurons;
       if (t + 1 < end)
         for (int64_t i = 0; i < neurons; i++) {
-          int64_t k = i / W, row = trees[k].w2.row(leaf[K + k], i % W, z + neurons + k * W);
+          int64_t k = i / W, row = trees[k].w2.row(leaf[K + k], i % W, z + (K + k) * H);
           prefetch_row(trees[k].w2.weight + row * O + c, columns.kColumns * sizeof(T));
         }
       columns.zero();
       for (int64_t k = 0; k < K; k++) {
-        add_rows(columns, trees[k].w2, leaf[k], c, factor + k * W, z + k * W);
+        add_rows(columns, trees[k].w2, leaf[k], c, factor + k * W, z + k * H);
         add_rows(columns, trees[k].b2, leaf[k], c, &one);
       }
       columns.write((T*)a.y + t * O + c);
@@ -230,7 +230,7 @@ constexpr bool kCopiesOutputs = sizeof(T) == 2;
 // Several trees, all paths first, so that sums need not be kept from tree to tree.
 template <class T>
 inline void forest_forward(const TreeForward& a, int64_t many, const Pool& pool) {
-  Scratch<float> hidden(a.hidden ? 0 : many * a.K * a.W);
+  Scratch<float> hidden(a.hidden ? 0 : many * a.K * a.H());
   for (int64_t first = 0; first < a.T; first += many) {
     TreeForward part = a;
     part.T = least(many, a.T - first);
@@ -238,7 +238,7 @@ inline void forest_forward(const TreeForward& a, int64_t many, const Pool& pool)
     part.y = (T*)a.y + first * a.O;
     part.logits = a.logits + first * a.K * a.D;
     part.leaf = a.leaf + first * a.K;
-    part.hidden = a.hidden ? a.hidden + first * a.K * a.W : hidden;
+    part.hidden = a.hidden ? a.hidden + first * a.K * a.H() : hidden;
     if (a.mask) part.mask = (const T*)a.mask + first * a.K * a.W;
     for (int64_t k = 0; k < a.K; k++) TreeForwardPass<T>(part, k).find_paths(pool);
     if constexpr (kCopiesOutputs<T>)

@@ -28,7 +28,7 @@ class Gains {
   // Whether they are taken so: where rows are few enough. It does not depend on the tokens, so that bits do not.
   static bool serves(const TreeBackward& a) {
     int64_t L = int64_t(1) << a.D;
-    return a.gradient == Gradient::exact && a.D && a.W && fits_blocks<T>(L * a.W * a.leaf_S) &&
+    return a.gradient == Gradient::exact && a.D && a.W && !a.gated && fits_blocks<T>(L * a.W * a.leaf_S) &&
            fits_blocks<T>((L - 1) * a.S);
   }
 

@@ -21,7 +21,7 @@ class TreeOutputs {
 
   // Whether tokens share the rows of a tree often enough to pay for the copy.
   static bool pays(const Tree& a) {
-    return each(a) > 0 && rows(a) < int64_t(1) << 31 && a.T * each(a) >= 8 * rows(a);
+    return !a.gated && each(a) > 0 && rows(a) < int64_t(1) << 31 && a.T * each(a) >= 8 * rows(a);
   }
 
   void run(const Pool& pool) {

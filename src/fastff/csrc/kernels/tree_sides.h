@@ -74,7 +74,7 @@ class OtherSides {
 
     Walk(const OtherSides& sides, const int32_t* token, float* worth, Gains<T>* gains)
         : sides(sides), token(token), worth(worth), gains(gains), logits(kBlock * sides.a_.D), gain(kBlock * sides.a_.D),
-          hidden(kBlock * sides.a_.W), active(kBlock * sides.a_.W), leaf_gain(kBlock * sides.a_.W), bias_gain(kBlock) {}
+          hidden(kBlock * sides.a_.H()), active(kBlock * sides.a_.W), leaf_gain(kBlock * sides.a_.W), bias_gain(kBlock) {}
 
     // Who left the way of the token at `from` by the node of `level`, and stands at a node now.
     void enter(int64_t from, int level, int64_t node) {
@@ -120,7 +120,7 @@ class OtherSides {
         }
       }
       if (!leaves) return;
-      amplitudes(a.activation, a.leaf_S, hidden, b.n * W, active, nullptr);
+      leaf_amplitudes(a, hidden, b.n, active, nullptr);
       w2_dots(b, weights.w2, hidden, leaf_gain);
       for (int i = 0; i < b.n; i++) b.base[i] = sides.base_.bias(token[place[i]], sides.tree_);
       row_dots(b, weights.b2, bias_gain);

@@ -1,7 +1,5 @@
 """What a distillation minimises: a layer's distance from the function it replaces, or a model's from the original."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,10 +82,8 @@ class Distiller(nn.Module):
 
     def missed_by_layer(self, inputs: dict[str, Tensor], real_BS: Tensor) -> dict[str, Tensor]:
         """Of each new layer, by name, the share of the output's variance that it misses."""
-        with torch.no_grad(), captured(self.teacher, self.functions) as kept:
-            self.teacher.base_model(**inputs)
         found = {}
-        for name, (x, y) in kept.items():
+        for name, (x, y) in captured(self.teacher, self.functions, inputs).items():
             x_TI, y_TO = (t.view(*real_BS.shape, -1)[real_BS] for t in (x, y))  # OPT's have (T, I) already
             found[name] = missed(self.student.get_submodule(name)(x_TI), y_TO)
         return found
@@ -122,28 +118,39 @@ def pooled(states_BSI: Tensor, mask_BS: Tensor) -> Tensor:
     return (states_BSI * weight_BS1).sum(1) / weight_BS1.sum(1)
 
 
-@contextmanager
-def captured(model: nn.Module, functions: dict[str, FeedForwardFunction]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Inside the block, a forward of `model` leaves the input and the output of each function, by name."""
-    inputs: dict[str, Tensor] = {}
+class _AllSeenError(Exception):
+    """Ends a forward early, once all that is looked for is known."""
+
+
+@torch.no_grad()
+def captured(
+    model: PreTrainedModel, functions: dict[str, FeedForwardFunction], inputs: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input and output of each function on a batch, by name; the layers after the last of them do not run."""
+    entered: dict[str, Tensor] = {}
     kept: dict[str, tuple[Tensor, Tensor]] = {}
     hooks = []
     for name, function in functions.items():
 
         def enter(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
-            inputs[name] = given[0]
+            entered[name] = given[0]
 
         def leave(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
-            kept[name] = (inputs.pop(name), output)
+            kept[name] = (entered.pop(name), output)
+            if len(kept) == len(functions):
+                raise _AllSeenError
 
         hooks.append(model.get_submodule(name).register_forward_pre_hook(enter))
         last = function.others[-1] if function.others else name
         hooks.append(model.get_submodule(last).register_forward_hook(leave))
     try:
-        yield kept
+        model.base_model(**inputs)
+    except _AllSeenError:
+        pass
     finally:
         for hook in hooks:
             hook.remove()
+    return kept
 
 
 def _each_once(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

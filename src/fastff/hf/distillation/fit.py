@@ -15,10 +15,10 @@ RIDGE = 1e-3  # of the mean square of a neuron's value
 
 @dataclass(frozen=True)
 class Neurons:
-    """Those of a function without gate: output row n times activation(w1_n . x + b1_n).
+    """Those of a function: output row n times activation(w1_n . x + b1_n), times w1'_n . x + b1'_n if they are gated.
 
     Attributes:
-        w1, b1, w2: (N, in), (N,) and (N, out), float32.
+        w1, b1, w2: (N, G, in), (N, G) and (N, out), float32; G = 2 with a gate, first what is activated, otherwise 1.
         activation: a key of `fastff.ops.ACTIVATIONS`.
     """
 
@@ -28,27 +28,47 @@ class Neurons:
     activation: str
 
     @classmethod
-    def of(cls, function: FeedForwardFunction, model: nn.Module) -> "Neurons | None":
-        """Those of a function in `model`; None where a gate multiplies, or the activation is none of ours."""
-        if len(function.linears) != 2 or function.activation is None:
+    def of(cls, name: str, function: FeedForwardFunction, model: nn.Module) -> "Neurons | None":
+        """Those of the function called `name` in `model`; None if it computes something else."""
+        if function.activation is None:
             return None
-        up, down = (_matrix(model.get_submodule(name)) for name in function.linears)
-        return cls(up[0], up[1], down[0].T, function.activation)
+        *ups, (down_ON, bias_O) = (_matrix(model.get_submodule(linear)) for linear in function.linears)
+        w1, b1 = (
+            torch.cat(parts).unflatten(0, (-1, function.width)).transpose(0, 1) for parts in zip(*ups, strict=True)
+        )
+        found = cls(w1, b1, down_ON.T, function.activation)
+        return found if found.gates == 1 else found._as_computed(model.get_submodule(name), bias_O)
+
+    def _as_computed(self, module: nn.Module, bias_O: Tensor) -> "Neurons | None":
+        """With that of two rows first which `module` activates: told by what it puts out."""
+        x_TI = torch.randn(8, self.w1.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.w1.device)
+        dtype = next(module.parameters()).dtype
+        y_TO = module(x_TI.to(dtype)).float()
+        for found in (self, Neurons(self.w1.flip(1), self.b1.flip(1), self.w2, self.activation)):
+            own = values(found.logits(x_TI.to(dtype).float()), self.activation, 1) @ self.w2 + bias_O
+            if F.mse_loss(own, y_TO) < 1e-3 * y_TO.var():
+                return found
+        return None
+
+    @property
+    def gates(self) -> int:
+        """G."""
+        return self.b1.shape[1]
 
     def logits(self, x_TI: Tensor) -> Tensor:
-        """(T, N)."""
-        return F.linear(x_TI, self.w1, self.b1)
+        """(T, N, G)."""
+        return F.linear(x_TI, self.w1.flatten(0, 1), self.b1.flatten()).unflatten(1, self.b1.shape)
 
-    def most_used(self, z_TN: Tensor, scale_O: Tensor, count: int, rest_TO: Tensor | None = None) -> Tensor:
+    def most_used(self, z_TNG: Tensor, scale_O: Tensor, count: int, rest_TO: Tensor | None = None) -> Tensor:
         """The `count` neurons whose part of the output varies most on some tokens, or those that are most like it.
 
         Args:
-            z_TN: logits of the tokens.
+            z_TNG: logits of the tokens.
             scale_O: by which features of the output are divided, so that each counts alike.
             count: at most all are returned.
             rest_TO: what is left to be explained, if not the whole output.
         """
-        h_TN = activate(z_TN, self.activation)
+        h_TN = values(z_TNG, self.activation, 1)
         if rest_TO is None:
             score_N = h_TN.var(0) * (self.w2 / scale_O).square().sum(1)
         else:
@@ -57,11 +77,13 @@ class Neurons:
         return score_N.topk(min(count, len(self.b1))).indices
 
 
-def values(z_TN: Tensor, activation: str, sides: int) -> Tensor:
+def values(z_TNG: Tensor, activation: str, sides: int) -> Tensor:
     """What neurons multiply their output rows by, (T, N * sides): relu(-z) and relu(z) where there are two."""
-    if sides == 1:
-        return activate(z_TN, activation)
-    return torch.stack([F.relu(-z_TN), F.relu(z_TN)], dim=-1).flatten(1)
+    z_TN, *gate_TN = z_TNG.unbind(-1)
+    if sides == 2:
+        return torch.stack([F.relu(-z_TN), F.relu(z_TN)], dim=-1).flatten(1)
+    h_TN = activate(z_TN, activation)
+    return h_TN * gate_TN[0] if gate_TN else h_TN
 
 
 def fit(features_TF: Tensor, y_TO: Tensor) -> tuple[Tensor, Tensor]:

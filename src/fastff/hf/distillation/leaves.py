@@ -40,11 +40,12 @@ def start_leaves(layer: TreeFeedForward, neurons: Neurons | None, x_TI: Tensor, 
                 if layer.leaf_bias:
                     p["leaf_b2"][k, leaf] = y_TO[here].mean(0) / K
                 continue
-            z_TN, rest = neurons.logits(x_TI[here]), rest_TO[here]
-            chosen = neurons.most_used(z_TN, scale_O, W, rest if k else None)
+            z_TNG, rest = neurons.logits(x_TI[here]), rest_TO[here]
+            chosen = neurons.most_used(z_TNG, scale_O, W, rest if k else None)
             n = len(chosen)
-            rows_FO, bias_O = fit(values(z_TN[:, chosen], layer.activation, sides), rest)
-            p["leaf_w1"][k, leaf, :n], p["leaf_b1"][k, leaf, :n] = neurons.w1[chosen], neurons.b1[chosen]
+            rows_FO, bias_O = fit(values(z_TNG[:, chosen], layer.activation, sides), rest)
+            for name, rows in (("leaf_w1", neurons.w1), ("leaf_b1", neurons.b1)):  # a leaf's: what is activated, gates
+                p[name][k, leaf].unflatten(0, (-1, W))[:, :n] = rows[chosen].transpose(0, 1)
             p["leaf_w2"][k, leaf, :n] = rows_FO.view(n, *p["leaf_w2"].shape[3:])
             p["leaf_w2"][k, leaf, n:] = 0
             if layer.leaf_bias:

@@ -59,7 +59,9 @@ def build_distiller(config: DistilConfig, objective: str) -> Distiller:
 def recommended(functions: dict[str, FeedForwardFunction]) -> str:
     """The layer to take if none is named: a token runs an eighth of the neurons that it ran."""
     width = max((function.width for function in functions.values()), default=0)
-    return f"tree:depth=4,leaf_width={max(1, width // 8)},contributing=false,gradient=none"
+    gated = any(function.gated for function in functions.values())
+    more = ",gated=true" if gated else ""
+    return f"tree:depth=4,leaf_width={max(1, width // 8)},contributing=false,gradient=none{more}"
 
 
 def load_distilled(config: DistilConfig, out: str | Path) -> PreTrainedModel:

@@ -24,6 +24,7 @@ class FeedForwardFunction:
         others: names of the other modules that make the function up, where not one module does.
         linears: names of the linear layers in the model, in the order in which they run: that of the hidden neurons
             first, that of the output last.
+        gated: whether hidden neurons are multiplied by a gate, as in SwiGLU.
     """
 
     features: int
@@ -34,6 +35,7 @@ class FeedForwardFunction:
     dropout: nn.Module | None = field(default=None, repr=False)
     others: tuple[str, ...] = field(default=(), repr=False)
     linears: tuple[str, ...] = field(default=(), repr=False)
+    gated: bool = False
 
 
 def function_of(
@@ -49,7 +51,8 @@ def function_of(
     features, width = sizes(up)[0], sizes(down)[0]
     weight: torch.Tensor = up.weight
     name = nearest_activation(activation)
-    return FeedForwardFunction(features, width, name, weight.dtype, weight.device, dropout, others, linears)
+    gated = len(linears) == 3 or sizes(up)[1] == 2 * width
+    return FeedForwardFunction(features, width, name, weight.dtype, weight.device, dropout, others, linears, gated)
 
 
 def sizes(linear: Linear) -> tuple[int, int]:

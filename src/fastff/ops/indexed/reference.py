@@ -7,6 +7,11 @@ from fastff.ops.activation import activate
 from fastff.ops.cmm import cmm_in, cmm_out
 
 
+def is_gated(w1: Tensor, w2: Tensor) -> bool:
+    """Whether the neurons of experts w1 (E, H, I) and w2 (E, W, O) are gated: H = 2 W, two rows in for one out."""
+    return w2.dim() == 3 and w1.shape[1] == 2 * w2.shape[1]
+
+
 def indexed_feedforward(
     x: Tensor,
     index: Tensor,
@@ -23,13 +28,19 @@ def indexed_feedforward(
 
     With w2 (E, W, 2, O) the neurons are two-sided: relu(-z) times row 0 and relu(z) times row 1, without `activation`.
     """
+    W = w2.shape[1]
     # A product with 1 rather than an embedding: its gradient sums low precision in float32.
     b1_TSW = cmm_out(x.new_ones(index.numel(), 1, 1), b1.unsqueeze(1), index.reshape(-1, 1)).view(
         *index.shape, b1.shape[1]
     )
-    z_TSW = cmm_in(x, w1, index) + b1_TSW
+    z_TSW = cmm_in(x, w1, index) + b1_TSW  # gated: (T, S, 2 W)
     two_sided = w2.dim() == 4
-    hidden_TSW = torch.stack([torch.relu(-z_TSW), torch.relu(z_TSW)], -1) if two_sided else activate(z_TSW, activation)
+    if two_sided:
+        hidden_TSW = torch.stack([torch.relu(-z_TSW), torch.relu(z_TSW)], -1)
+    else:
+        hidden_TSW = activate(z_TSW[..., :W], activation)
+        if is_gated(w1, w2):
+            hidden_TSW = hidden_TSW * z_TSW[..., W:]
     if mask is not None:
         hidden_TSW = hidden_TSW * (mask.unsqueeze(-1) if two_sided else mask)
     if two_sided:

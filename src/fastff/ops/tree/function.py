@@ -41,8 +41,8 @@ def tree_feedforward(
         node_weight, node_bias: (K, N, I) and (K, N), the decisions: right where the logit z is >= 0, else left.
         node_out: (K, N, S, O), or (K, N, O) for S = 1, or None. S = 1: a node on the path adds activation(z) times its
             row. S = 2: it adds relu(-z) times row 0 and relu(z) times row 1, of which one is zero.
-        leaves: the leaves' feedforward networks, with one output row or two a neuron and output biases
-            or none, or None.
+        leaves: the leaves' feedforward networks, with one output row or two a neuron, or gated, and output biases
+            or none, or None. Gated ones run on the reference on GPUs.
         base: what is added to every leaf of a tree, with 1 in place of L, or None.
         activation: a key of `fastff.ops.ACTIVATIONS`, for neurons with one output row.
         gradient: of the decisions. "exact": straight-through, D + 1 leaves a token and tree in training;
@@ -80,9 +80,9 @@ def tree_feedforward(
         else:
             gradient = "none"  # no level to draw
     if dropout and leaves is not None:
-        mask = F.dropout(x.new_ones(x.shape[0], node_weight.shape[0], leaves.b1.shape[2]), dropout)
+        mask = F.dropout(x.new_ones(x.shape[0], node_weight.shape[0], leaves.w2.shape[2]), dropout)
     backend = backend_of(x)
-    if backend == "reference":
+    if backend == "reference" or (backend == "triton" and leaves is not None and leaves.gated):
         return reference.tree_feedforward(
             x,
             node_weight,

@@ -24,13 +24,18 @@ from fastff.ops.indexed import reference as indexed
 class Leaves(NamedTuple):
     """The leaves of K trees: w1 (K, L, W, I), b1 (K, L, W), w2 (K, L, W, O), b2 (K, L, O) or None.
 
-    Or w2 (K, L, W, 2, O): two-sided neurons, which put out relu(-z) times row 0 and relu(z) times row 1.
+    Or w2 (K, L, W, 2, O): two-sided neurons, which put out relu(-z) times row 0 and relu(z) times row 1. Or w1
+    (K, L, 2 W, I) and b1 (K, L, 2 W): gated neurons, of which w is activation(z_w) * z_(W + w).
     """
 
     w1: Tensor
     b1: Tensor
     w2: Tensor
     b2: Tensor | None = None
+
+    @property
+    def gated(self) -> bool:
+        return self.w2.dim() == 4 and self.w1.shape[2] == 2 * self.w2.shape[2]
 
     def detach(self) -> "Leaves":
         return Leaves(*(None if t is None else t.detach() for t in self))  # type: ignore[arg-type]
