@@ -44,7 +44,8 @@ def commands(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     ]
     pretrain += ["--batch-size", "8", "--start-batch", "8", "--end-batch", "8", "--checkpoints", "20", "--quiet"]
     tree = ["--feedforward", "tree:depth=3,leaf_width=1,trees=2"]
-    finetune = ["finetune", str(folder / "pretrained"), "--data", str(rows), "--seeds", "2", "--epochs", "6", "--quiet"]
+    finetune = ["finetune", str(folder / "pretrained"), "--data", str(rows), "--seeds", "2", "--epochs", "2"]
+    finetune += ["--length", "32", "--quiet"]
     distil = ["distil", str(folder / "dense" / "model"), *pretrain[1:3], *tree, "--tokens", "60000", "--length", "32"]
     distil += ["--validation", "50", "--checkpoints", "20", "--quiet", "--resume"]
     for name, more in (("pretrained", tree), ("dense", ["--model", "bert"])):
@@ -96,7 +97,7 @@ def torture(name: str, arguments: list[str], files: list[str], kills: int, folde
         shutil.rmtree(path, ignore_errors=True)
     environment, silent = os.environ | SETTINGS, {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     began = time.monotonic()
-    subprocess.run([*FASTFF, *arguments, "--out", str(whole)], check=True, env=environment, **silent)
+    subprocess.run([*FASTFF, *arguments, "--out", str(whole)], check=True, env=environment, stdout=subprocess.DEVNULL)
     seconds, done, same, errors = time.monotonic() - began, 0, 0, []
     runs = 0
     while done < kills:
