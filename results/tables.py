@@ -139,6 +139,22 @@ def distil_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def causal_table(summary: dict) -> str:
+    """Distilled decoders beside the original, as a Markdown table: what is kept, and the time of a layer."""
+    found = summary["causal"]
+    shapes = list(found["original"]["milliseconds"])
+    heads = ["feedforward layer", "missed by layer", "loss", *shapes]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    base = found["original"]["milliseconds"]
+    for name, row in found.items():
+        missed = f"{100 * row['missed_mean']:.1f} %" if "missed_mean" in row else ""
+        ms = row.get("milliseconds", {})
+        times = [f"{base[s] / ms[s]:.1f}x, {duration(ms[s] / 1e3)}" if s in ms else "" for s in shapes]
+        lines.append("| " + " | ".join([name, missed, f"{row['loss']:.3f}", *times]) + " |")
+    lines.append(f"\n{count(summary['tokens'])} tokens; {_machine(summary)}")
+    return "\n".join(lines)
+
+
 def speed_table(results: dict, cache: str | None) -> str:
     """A benchmark as a Markdown table: how many times faster than the dense layer, and the time, by tokens or width."""
     rows, settings = [row for row in results["rows"] if cache in (None, row["cache"])], results["settings"]
@@ -259,6 +275,8 @@ def main() -> int:
             written = equal_loss_table(summary)
         elif "distilled" in summary:
             written = distil_table(summary)
+        elif "causal" in summary:
+            written = causal_table(summary)
         elif "lr" in summary:
             written = decoder_table(summary)
         elif "settings" not in summary:

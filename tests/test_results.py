@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fastff.hf.text import train_tokenizer
 
@@ -57,3 +57,32 @@ def test_minilm(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(RESULTS))
     table = runpy.run_path(str(RESULTS / "tables.py"))["distil_table"](json.loads((out / "minilm.json").read_text()))
     assert table.count("\n| ") == 6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_smollm2(tmp_path, monkeypatch, capsys):
+    draw = np.random.default_rng(0)
+    text = "\n".join(" ".join(draw.choice(["bam", "cen", "dir", "fost", "gam"], 8)) for _ in range(300))
+    (tmp_path / "text.txt").write_text(text)
+    original = tmp_path / "out" / "model"
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", vocab_size=300, max_position_embeddings=32, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(original)
+    train_tokenizer(iter([text]), 300, "bpe").save_pretrained(original)
+    layers = [
+        "tree:depth=1,leaf_width=4,contributing=false,gradient=none,gated=true",
+        "dense:width=8,gated=true",
+        "moe:experts=3,expert_width=8,top_k=1,gated=true,noise=false",
+    ]
+    arguments = [str(tmp_path / "text.txt"), "--out", str(tmp_path / "out"), "--tokens", "4000", "--length", "16"]
+    arguments += ["--validation", "3", "--modules", "model.layers.[01].mlp"]
+    monkeypatch.setattr(sys, "argv", ["smollm2.py", *arguments, "--layers", *layers])
+    monkeypatch.syspath_prepend(str(RESULTS))
+    runpy.run_path(str(RESULTS / "smollm2.py"), run_name="__main__")
+    found = json.loads((tmp_path / "out" / "smollm2.json").read_text())
+    assert list(found["causal"]) == ["original", *layers, "original, int8"]
+    assert all(5 < row["loss"] < 6.5 for row in found["causal"].values())
+    assert all(set(found["causal"][layer]["missed"]) == {f"model.layers.{i}.mlp" for i in (0, 1)} for layer in layers)
+    table = runpy.run_path(str(RESULTS / "tables.py"))["causal_table"](found)
+    assert table.count("\n| ") == 5

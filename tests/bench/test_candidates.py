@@ -41,8 +41,9 @@ def test_gather_and_bmm_is_the_same_function(monkeypatch):
     torch.testing.assert_close(GatherBmm(layer)(x), layer(x))
 
 
-def test_linear_and_int8_are_near_the_dense_layer():
-    layer = FeedForward(32, 24, width=40).requires_grad_(False)
+@pytest.mark.parametrize("gated", [False, True])
+def test_linear_and_int8_are_near_the_dense_layer(gated):
+    layer = FeedForward(32, 24, width=40, gated=gated).requires_grad_(False)
     x = torch.randn(10, 32)
     expected = layer(x)
     torch.testing.assert_close(LinearPair(layer)(x), expected)

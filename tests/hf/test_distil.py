@@ -26,6 +26,7 @@ from fastff import cli, quantize, start_growth
 from fastff.hf import feedforward_modules, replace_feedforward
 from fastff.hf.distillation import DistilConfig, Interrupted, distil
 from fastff.hf.distillation.distiller import Distiller, captured, divergence, missed, pooled
+from fastff.hf.distillation.experts import clusters
 from fastff.hf.distillation.fit import Neurons
 from fastff.hf.distillation.initial import start_from_neurons
 from fastff.hf.distillation.models import recommended
@@ -219,6 +220,8 @@ def test_which_row_of_a_gated_neuron_is_activated(first):
         ("tree:depth=2,leaf_width=30,contributing=false,gated=true", 1e-4),
         ("tree:depth=2,leaf_width=12,contributing=false,gated=true", 0.5),
         ("tree:depth=2,leaf_width=6,trees=2,contributing=false,gated=true", 0.5),
+        ("moe:experts=3,expert_width=8,top_k=2,noise=false", 0.9),
+        ("moe:experts=3,expert_width=8,top_k=2,noise=false,gated=true", 0.8),
     ],
 )
 def test_layers_start_at_the_neurons_that_matter(layer, most):
@@ -237,6 +240,13 @@ def test_layers_start_at_the_neurons_that_matter(layer, most):
     for name in d.functions:
         assert after[name] < most
         assert after[name] < 0.6 * before[name]
+
+
+def test_experts_are_neurons_that_are_strong_on_the_same_tokens():
+    kind, member = torch.randint(10, (400,)), torch.arange(40) % 10  # tokens and neurons of ten kinds
+    groups = clusters((kind[:, None] == member).float() + 0.1 * torch.rand(400, 40), 10, 4)
+    assert sorted(member[group].unique().item() for group in groups) == list(range(10))
+    assert sorted(torch.cat(groups).tolist()) == list(range(40))
 
 
 def test_gated_functions_give_their_mean():

