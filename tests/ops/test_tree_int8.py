@@ -25,11 +25,14 @@ SHAPES = [
     (768, 65, 17, 7, 0, 1, 2, False, 70, 0),
     (100, 70, 3, 2, 1, 1, 1, True, None, 5),
     (64, 130, 4, 5, 0, 1, 2, False, 16, 64),
+    (33, 34, 2, 3, 0, 3, "gated", True, None, 0),
+    (7, 5, 3, 0, 0, 2, "gated", False, 16, 3),
+    (65, 130, 2, 3, 0, 21, "gated", True, None, 5),
     (100, 70, 2, 2, 1, 17, 2, True, None, 0),  # leaves so wide that tokens go through them together
     (65, 130, 1, 3, 0, 40, 1, False, None, 5),
     (384, 64, 3, 0, 0, 16, 2, True, 20, 3),
 ]
-WIDE = SHAPES[-3]
+GATED, WIDE = SHAPES[-4], SHAPES[-3]
 
 
 def weights(I, O, K, D, S, W, leaf_S, bias, R, master) -> dict[str, Any]:
@@ -41,7 +44,8 @@ def weights(I, O, K, D, S, W, leaf_S, bias, R, master) -> dict[str, Any]:
     leaves = None
     if W:
         w2 = rows(K, L, W, 2, O) if leaf_S == 2 else rows(K, L, W, O)
-        leaves = Leaves(rows(K, L, W, features), 0.1 * torch.randn(K, L, W), w2, rows(K, L, O) if bias else None)
+        H = 2 * W if leaf_S == "gated" else W
+        leaves = Leaves(rows(K, L, H, features), 0.1 * torch.randn(K, L, H), w2, rows(K, L, O) if bias else None)
     return {
         "node_weight": rows(K, N, features),
         "node_bias": 0.1 * torch.randn(K, N),
@@ -138,7 +142,7 @@ def test_what_is_no_number_shows(value):
 
 
 @compiled
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5], SHAPES[7], WIDE], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5], SHAPES[7], GATED, WIDE], ids=str)
 def test_bits_of_a_row_depend_on_nothing_but_the_row(shape):
     tree, sizes = quantise_tree(**weights(*shape))
     x = torch.randn(5000, shape[0])

@@ -96,11 +96,12 @@ struct IndexedBackward : Indexed {
 // fastff/ops/tree_int8/reference.py, which is the definition, has it.
 struct TreeInt8 {
   int64_t T, K, D, I, O, S, W, leaf_S;
+  bool gated;         // with leaf_S = 1
   int64_t R;          // features that decisions and leaves see: I, or those of the projection
   bool leaf_bias;     // whether a leaf has an output row of its own
   Activation activation;
   const void* x;                  // (T, I)
-  const uint8_t* in_rows;         // (M, R): nodes of all trees, then neurons of leaves
+  const uint8_t* in_rows;         // (M, R): nodes of all trees, then the H rows of each leaf
   const float *in_scale, *in_bias;  // (M,)
   const uint8_t* out_rows;        // (O / 64, P, 64): of nodes, leaf neurons, leaves
   int64_t out_count;              // P
@@ -114,6 +115,7 @@ struct TreeInt8 {
   void* y;        // (T, O)
   float* logits;  // (D, T, K): a level of many walkers lies together
   int64_t* leaf;  // (T, K)
+  int64_t H() const { return gated ? 2 * W : W; }
 };
 
 // Rows (R, E) of a parameter under AdamW; some are stepped, or brought up to date; see fastff/optim/rows.py.

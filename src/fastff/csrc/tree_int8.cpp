@@ -15,12 +15,12 @@ static std::tuple<Tensor, Tensor, Tensor> tree_int8(Tensor x, std::vector<Tensor
                                                     int64_t activation) {
   STD_TORCH_CHECK(x.is_cpu(), "x must be on the CPU");
   STD_TORCH_CHECK(x.dim() == 2, "x must have 2 dimensions (T, I), got ", x.dim());
-  STD_TORCH_CHECK(shape.size() == 9, "shape must be 9 numbers, got ", shape.size());
+  STD_TORCH_CHECK(shape.size() == 10, "shape must be 10 numbers, got ", shape.size());
   constexpr int64_t kMany = int64_t(1) << 31;
   const char* names[] = {"trees",     "depth",        "sides", "leaf_width", "leaf_sides",
-                         "leaf_bias", "out_features", "rank",  "master"};
-  const int64_t least[] = {1, 0, 0, 0, 0, 0, 1, 0, 0}, end[] = {kMany, 31, 3, kMany, 3, 2, kMany, kMany, kMany};
-  for (int i = 0; i < 9; i++)
+                         "leaf_bias", "out_features", "rank",  "master",     "gated"};
+  const int64_t least[] = {1, 0, 0, 0, 0, 0, 1, 0, 0, 0}, end[] = {kMany, 31, 3, kMany, 3, 2, kMany, kMany, kMany, 2};
+  for (int i = 0; i < 10; i++)
     STD_TORCH_CHECK(least[i] <= shape[i] && shape[i] < end[i], names[i], " must be from ", least[i], " to ", end[i] - 1,
                     ", got ", shape[i]);
   TreeInt8 a{};
@@ -36,16 +36,18 @@ static std::tuple<Tensor, Tensor, Tensor> tree_int8(Tensor x, std::vector<Tensor
   a.projects = shape[7] > 0;
   a.R = a.projects ? shape[7] : a.I;
   a.master = shape[8];
+  a.gated = shape[9];
   a.activation = Activation(check_choice("activation", activation, 5));
   STD_TORCH_CHECK(a.T < kMany, "x must have fewer than 2^31 tokens, got ", a.T);
   STD_TORCH_CHECK(a.I > 0, "x must have at least one feature");
   STD_TORCH_CHECK(a.S || (a.W && a.leaf_S) || a.leaf_bias, "nodes or leaves must put something out");
   STD_TORCH_CHECK(!a.W == !a.leaf_S, "leaf_sides must be 0 where leaf_width is, got ", a.leaf_S, " and ", a.W);
+  STD_TORCH_CHECK(!a.gated || a.leaf_S == 1, "leaf_sides must be 1 where neurons are gated, got ", a.leaf_S);
   size_t count = a.projects || a.master ? 9 : 5;
   STD_TORCH_CHECK(weights.size() == count, "weights must be ", count, " tensors, got ", weights.size());
   int64_t L = int64_t(1) << a.D, N = L - 1;
-  STD_TORCH_CHECK(double(a.K) * L * (1 + a.W) * 2 < kMany, "a tree in int8 must have fewer than 2^31 rows");
-  int64_t M = a.K * (N + L * a.W), P = a.K * (N * a.S + L * (a.W * a.leaf_S + a.leaf_bias));
+  STD_TORCH_CHECK(double(a.K) * L * (1 + a.H()) * 2 < kMany, "a tree in int8 must have fewer than 2^31 rows");
+  int64_t M = a.K * (N + L * a.H()), P = a.K * (N * a.S + L * (a.W * a.leaf_S + a.leaf_bias));
   int64_t columns = whole_lines(a.R), blocks = whole_lines(a.O) / kLine;
   check("in_rows", weights[0], ScalarType::Byte, {M, columns});
   check("in_scale", weights[1], ScalarType::Float, {M});

@@ -43,7 +43,7 @@ class TreeFeedForward(TreeLayer):
         leaf_bias: whether a leaf has an output bias of its own, which is one more row for a token to read.
         gated: whether leaves have the neurons of recent language models (SwiGLU with activation "silu", Shazeer 2020):
             neuron w is activation(z_w) * z_(W + w), which costs one row in more. Only where nodes do not contribute;
-            such leaves have one output row a neuron, and no int8.
+            such leaves have one output row a neuron.
         two_sided: a neuron, of a node or a leaf, has two output rows and adds relu(z) times the right or relu(-z) times
             the left; otherwise one row, and adds activation(z) times it. The executed cost is the same.
         shared_base: in training a leaf is base + offset, with one base for all leaves of a tree, so that what one
@@ -263,8 +263,6 @@ class TreeFeedForward(TreeLayer):
         if self.levels < self.depth:
             grown = f"{self.depth}, before it is quantised, has {self.levels}"
             raise ValueError(f"a tree must have grown to its depth, {grown}")
-        if self.gated:
-            raise ValueError("a tree with gated leaves has no int8: quantize to bfloat16")
         self.merge_base()
         own = {name: getattr(self, name) for name in self.parameter_names}
         nodes = {name: own.get(name) for name in (*NODE_PARAMETERS, "projection")}

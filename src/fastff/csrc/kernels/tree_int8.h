@@ -230,23 +230,29 @@ class TreeInt8Pass {
   // the sign says which counts.
   void through_leaves(int64_t first, int64_t n, const Walk& walk, const LeafTerms& leaf, float* value,
                       int64_t stride) const {
-    int64_t K = a_.K, W = a_.W, N = nodes_, sides = a_.leaf_S;
+    int64_t K = a_.K, W = a_.W, H = a_.H(), N = nodes_, sides = a_.leaf_S;
     Scratch<float> scale(sides * W);  // of the output rows of a leaf, side after side
+    Scratch<float> logit(4 * H);
     for (int64_t k = 0; k < K; k++) {
       int32_t* order = leaf.order + k * n;
       sort_by_key(a_.leaf + first * K + k, K, n, N + 1, order);
       for (int64_t p = 0; p < n; p++) leaf.place[k * n + order[p]] = int32_t(p);
       for_leaves(first, n, k, leaf, [&](int64_t from, int64_t end, int64_t own) {
-        int64_t neuron = (k * (N + 1) + own) * W, row = K * N + neuron;
+        int64_t reached = k * (N + 1) + own, neuron = reached * W;
         for (int64_t w = 0; w < W; w++)
           for (int64_t s = 0; s < sides; s++) scale[s * W + w] = a_.out_scale[K * N * a_.S + (neuron + w) * sides + s];
         for (int64_t p = from; p < end; p += 4) {
           int64_t token[4];
           for (int64_t j = 0; j < 4; j++) token[j] = order[least(p + j, end - 1)];
-          logits_together(walk, row, token, value + k * W, stride);
+          logits_together(walk, K * N + reached * H, token, logit);
           for (int64_t j = 0; j < least(4, end - p); j++) {
-            float* v = value + token[j] * stride + k * W;
-            if (sides == 1) activate(a_.activation, v, W, v, nullptr);
+            float *v = value + token[j] * stride + k * W, *own_logit = logit + j * H;
+            if (a_.gated)
+              activate_gated(a_.activation, own_logit, 1, W, v, nullptr);
+            else if (sides == 1)
+              activate(a_.activation, own_logit, W, v, nullptr);
+            else
+              copy(v, own_logit, W);
             for (int64_t w = 0; w < W; w += kLanes) {  // the last neurons perhaps alone
               int64_t n = least(kLanes, W - w), right = (sides - 1) * W;
               Vec z = {}, low = {}, high = {};
@@ -262,9 +268,10 @@ class TreeInt8Pass {
     }
   }
 
-  // Of four tokens with the neurons of a leaf, four at a time, of which the last may be looked at twice; `row` is that of
-  // the first.
-  void logits_together(const Walk& walk, int64_t row, const int64_t (&token)[4], float* value, int64_t stride) const {
+  // Of four tokens with the H rows of a leaf, four at a time, of which the last may be looked at twice; `row` is the
+  // first: (4, H).
+  void logits_together(const Walk& walk, int64_t row, const int64_t (&token)[4], float* found) const {
+    int64_t H = a_.H();
     const int8_t* x[4];
     int32_t zero[kWalkers], dot[kWalkers];
     float of_token[kWalkers], scale[kWalkers], bias[kWalkers], logit[kWalkers];
@@ -276,8 +283,8 @@ class TreeInt8Pass {
         zero[i] = kCentred ? 0 : 128 * of.total;
       }
     }
-    for (int64_t start = 0; start < a_.W; start += 4) {
-      int64_t w = least(start, a_.W - 4), own = row + w;
+    for (int64_t start = 0; start < H; start += 4) {
+      int64_t h = least(start, H - 4), own = row + h;
       const uint8_t* rows[4];
       for (int64_t i = 0; i < 4; i++) rows[i] = a_.in_rows + (own + i) * R_;
       dots_together(rows, x, R_, dot);
@@ -290,7 +297,7 @@ class TreeInt8Pass {
         Vec both = load_as<Vec>(of_token + i) * load_as<Vec>(scale + i);
         store_plain(logit + i, rounded(__builtin_convertvector(sum, Vec) * both) + load_as<Vec>(bias + i));
       }
-      for (int64_t j = 0; j < 4; j++) memcpy(value + token[j] * stride + w, logit + 4 * j, 4 * sizeof(float));
+      for (int64_t j = 0; j < 4; j++) memcpy(found + j * H + h, logit + 4 * j, 4 * sizeof(float));
     }
   }
 
@@ -318,7 +325,7 @@ class TreeInt8Pass {
     Group groups[kGroups];
     int used = 0;
     for (int64_t first = begin; used < kGroups && first < walk.n; first += kWalkers) enter(walk, first, groups[used++]);
-    int32_t N = int32_t(nodes_), W = int32_t(a_.W), S = int32_t(a_.S);
+    int32_t N = int32_t(nodes_), H = int32_t(a_.H()), S = int32_t(a_.S);
     for (int64_t level = 0; level < D; level++)
       for (int g = 0; g < used; g++) {
         Group& group = groups[g];
@@ -326,13 +333,13 @@ class TreeInt8Pass {
         memcpy(a_.logits + level * a_.T * K + walk.first + group.first, group.logit, group.n * sizeof(float));
         if (S) put(walk, level, group, 0, S, group.row);
         bool last = level + 1 == D;
-        int32_t base = last ? int32_t(K) * N : 0, stride = last ? (N + 1) * W : N, width = last ? W : 1;
+        int32_t base = last ? int32_t(K) * N : 0, stride = last ? (N + 1) * H : N, width = last ? H : 1;
         int32_t shift = last ? N : 0;
         for (int i = 0; i < kWalkers; i++) {
           group.node[i] = 2 * group.node[i] + 1 + (group.logit[i] >= 0.0f);
           group.row[i] = base + group.tree[i] * stride + (group.node[i] - shift) * width;
         }
-        if (R_ > kColumnBlock && (!last || (W && !together_)))
+        if (R_ > kColumnBlock && (!last || (H && !together_)))
           for (int i = 0; i < group.n; i++) prefetch_row(a_.in_rows + int64_t(group.row[i]) * R_, R_);
       }
     for (int g = 0; g < used; g++) leaves(walk, groups[g]);
@@ -345,7 +352,7 @@ class TreeInt8Pass {
     for (int i = 0; i < kWalkers; i++) {
       group.tree[i] = int32_t(tree);
       group.node[i] = 0;
-      group.row[i] = int32_t(tree * (a_.D ? nodes_ : a_.W));
+      group.row[i] = int32_t(tree * (a_.D ? nodes_ : a_.H()));
       group.x[i] = walk.bytes + token * R_;
       group.scale[i] = walk.x[token].scale;
       group.total[i] = kCentred ? 0 : 128 * walk.x[token].total;
@@ -360,9 +367,19 @@ class TreeInt8Pass {
     int32_t outputs = K * N * int32_t(a_.S);  // rows before those of leaves
     for (int32_t w = 0; w < W && !together_; w++) {
       int32_t neuron[kWalkers];
+      float gate[kWalkers];
+      if (a_.gated) {
+        for (int i = 0; i < kWalkers; i++) group.row[i] += W;
+        logits(group);
+        copy(gate, group.logit, kWalkers);
+        for (int i = 0; i < kWalkers; i++) group.row[i] -= W;
+      }
       logits(group);
-      for (int i = 0; i < kWalkers; i++) neuron[i] = group.row[i]++ - K * N;
-      put(walk, slot++, group, outputs, sides, neuron);
+      for (int i = 0; i < kWalkers; i++) {
+        group.row[i]++;
+        neuron[i] = (group.tree[i] * (N + 1) + group.node[i] - N) * W + w;
+      }
+      put(walk, slot++, group, outputs, sides, neuron, a_.gated ? gate : nullptr);
     }
     if (!a_.leaf_bias) return;
     outputs += K * (N + 1) * W * sides;
@@ -373,12 +390,14 @@ class TreeInt8Pass {
     }
   }
 
-  // The terms of neurons whose logits the group has: of `sides` rows each, from row `base` on.
-  void put(const Walk& walk, int64_t slot, const Group& group, int32_t base, int32_t sides,
-           const int32_t* neuron) const {
+  // The terms of neurons whose logits the group has: of `sides` rows each, from row `base` on, times `gate`, if there is
+  // one.
+  void put(const Walk& walk, int64_t slot, const Group& group, int32_t base, int32_t sides, const int32_t* neuron,
+           const float* gate = nullptr) const {
     int32_t* row = walk.row + slot * walk.stride + group.first;
     float *value = walk.value + slot * walk.stride + group.first, factor[kWalkers];
     amplitudes(a_.activation, sides, group.logit, kWalkers, factor, nullptr);
+    for (int i = 0; gate && i < kWalkers; i++) factor[i] *= gate[i];
     for (int i = 0; i < kWalkers; i++) row[i] = base + neuron[i] * sides + (sides == 2 && group.logit[i] >= 0.0f);
     for (int i = 0; i < kWalkers; i++) value[i] = factor[i] * a_.out_scale[row[i]];
   }

@@ -53,12 +53,12 @@ def quantise_tree(
         if weight is not None and not weight.is_meta and not weight.isfinite().all():
             raise ValueError(f"{name} must be finite to be quantised")
     ins, biases, outs = [node_weight.reshape(K * N, R)], [node_bias.flatten()], []
-    sides = width = leaf_sides = biased = neurons = 0
+    sides = width = leaf_sides = biased = neurons = gated = 0
     if node_out is not None:
         sides = node_out.shape[2] if node_out.dim() == 4 else 1
         outs.append(node_out.reshape(K * N * sides, node_out.shape[-1]))
     if leaves is not None:
-        width, leaf_sides = leaves.w1.shape[2], leaves.w2.dim() - 3
+        width, leaf_sides, gated = leaves.w2.shape[2], leaves.w2.dim() - 3, int(leaves.gated)
         ins.append(leaves.w1.flatten(0, 2))
         biases.append(leaves.b1.flatten())
         outs.append(leaves.w2.flatten(0, -2))
@@ -79,7 +79,7 @@ def quantise_tree(
     own = len(out_rows) - neurons
     fours = F.pad(blocks[:, own:], (0, 0, 0, -neurons % 4), value=ZERO_POINT).unflatten(1, (-1, 4)).transpose(2, 3)
     rank = 0 if projection is None else R
-    shape = Int8Shape(K, depth, sides, width, leaf_sides, biased, out_features, rank, neurons)
+    shape = Int8Shape(K, depth, sides, width, leaf_sides, biased, out_features, rank, neurons, gated)
     bias = torch.cat(biases).detach().float()
     tree = Int8Tree(_placed(in_rows), in_scale, bias, _placed(blocks[:, :own]), out_scale)
     if dense:

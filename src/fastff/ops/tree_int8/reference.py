@@ -27,7 +27,7 @@ class Int8Tree(NamedTuple):
 
     Attributes:
         in_rows, in_scale, in_bias: (M, R padded) uint8, (M,) and (M,) float32: the K * N nodes, tree after tree, then
-            the K * L * W neurons of leaves.
+            the K * L * W neurons of leaves; gated, of each leaf the W rows that are activated, then the W of gates.
         out_rows, out_scale: (C, P, 64) uint8 and (P + master,) float32, C blocks of 64 columns: the K * N * S rows of
             nodes, then those of leaf neurons, then, with leaf_bias, one for each of the K * L leaves; of the master
             leaf's rows the scales alone.
@@ -65,6 +65,7 @@ class Int8Shape(NamedTuple):
         out_features: O.
         rank: of the projection; 0: none.
         master: hidden neurons of the master leaf.
+        gated: 1 where the neurons of leaves are gated, else 0.
     """
 
     trees: int
@@ -76,10 +77,11 @@ class Int8Shape(NamedTuple):
     out_features: int
     rank: int = 0
     master: int = 0
+    gated: int = 0
 
     @property
     def in_rows(self) -> int:
-        return self.trees * (2**self.depth - 1 + 2**self.depth * self.leaf_width)
+        return self.trees * (2**self.depth - 1 + 2**self.depth * self.leaf_width * (1 + self.gated))
 
     @property
     def out_rows(self) -> int:
@@ -102,7 +104,7 @@ def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -> tuple[Tensor, Path]:
     """As `fastff.ops.tree_int8`."""
-    K, D, S, W, leaf_S, has_bias, O, rank, master = shape
+    K, D, S, W, leaf_S, has_bias, O, rank, master, gated = shape
     T, N, L = x.shape[0], 2**D - 1, 2**D
     q, scale = quantise_tokens(x)
     terms: list[tuple[Tensor, Tensor]] = []  # (T, ...): rows, and what they are multiplied with
@@ -140,9 +142,11 @@ def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -
         terms.append((row, amplitude(path.logits, S)))
     for w in range(W):
         neuron = (tree_K * L + leaf) * W + w
-        z = logits(K * N + neuron)
+        first = K * N + (tree_K * L + leaf) * (1 + gated) * W + w
+        z = logits(first)
         row = 2 * neuron + (z >= 0).long() if leaf_S == 2 else neuron
-        terms.append((K * N * S + row, amplitude(z, leaf_S)))
+        factor = amplitude(z, leaf_S)
+        terms.append((K * N * S + row, factor * logits(first + W) if gated else factor))
     if has_bias:
         terms.append((K * (N * S + L * W * leaf_S) + tree_K * L + leaf, torch.ones_like(scale).expand(T, K)))
     row_TM, factor_TM = (torch.cat([t.flatten(1) for t in kind], 1) for kind in zip(*terms, strict=True))
