@@ -365,22 +365,17 @@ class TreeInt8Pass {
     int64_t slot = a_.S ? a_.D : 0;
     for (int i = 0; i < group.n; i++) a_.leaf[walk.first + group.first + i] = group.node[i] - N;
     int32_t outputs = K * N * int32_t(a_.S);  // rows before those of leaves
-    for (int32_t w = 0; w < W && !together_; w++) {
-      int32_t neuron[kWalkers];
+    int32_t neuron[kWalkers];
+    for (int i = 0; i < kWalkers; i++) neuron[i] = (group.tree[i] * (N + 1) + group.node[i] - N) * W;
+    if (W >= kWalkers && !together_)
+      for (int i = 0; i < group.n; i++) wide_leaf(walk, slot, group, i, outputs + neuron[i] * sides);
+    for (int32_t w = 0; w < W && W < kWalkers; w++) {
       float gate[kWalkers];
-      if (a_.gated) {
-        for (int i = 0; i < kWalkers; i++) group.row[i] += W;
-        logits(group);
-        copy(gate, group.logit, kWalkers);
-        for (int i = 0; i < kWalkers; i++) group.row[i] -= W;
-      }
-      logits(group);
-      for (int i = 0; i < kWalkers; i++) {
-        group.row[i]++;
-        neuron[i] = (group.tree[i] * (N + 1) + group.node[i] - N) * W + w;
-      }
-      put(walk, slot++, group, outputs, sides, neuron, a_.gated ? gate : nullptr);
+      logits_and_gates(group, gate);
+      put(walk, slot + w, group, outputs, sides, neuron, gate);
+      for (int i = 0; i < kWalkers; i++) group.row[i]++, neuron[i]++;
     }
+    if (!together_) slot += W;
     if (!a_.leaf_bias) return;
     outputs += K * (N + 1) * W * sides;
     for (int i = 0; i < kWalkers; i++) {
@@ -390,14 +385,53 @@ class TreeInt8Pass {
     }
   }
 
-  // The terms of neurons whose logits the group has: of `sides` rows each, from row `base` on, times `gate`, if there is
-  // one.
+  // The terms of the leaf of walker i, whose output rows begin at `base`: its neurons side by side, in place of walkers,
+  // which may be few.
+  void wide_leaf(const Walk& walk, int64_t slot, const Group& group, int i, int32_t base) const {
+    int32_t W = int32_t(a_.W), sides = int32_t(a_.leaf_S);
+    Group own = group;
+    for (int j = 0; j < kWalkers; j++) {
+      own.x[j] = group.x[i];
+      own.scale[j] = group.scale[i];
+      own.total[j] = group.total[i];
+    }
+    for (int32_t first = 0; first < W; first += kWalkers) {
+      int count = int(least(kWalkers, W - first));
+      float gate[kWalkers], factor[kWalkers];
+      for (int j = 0; j < kWalkers; j++) own.row[j] = group.row[i] + first + int32_t(least(j, count - 1));
+      logits_and_gates(own, gate);
+      factors(own, sides, gate, factor);
+      for (int j = 0; j < count; j++) {
+        int64_t at = (slot + first + j) * walk.stride + group.first + i;
+        walk.row[at] = base + (first + j) * sides + (sides == 2 && own.logit[j] >= 0.0f);
+        walk.value[at] = factor[j] * a_.out_scale[walk.row[at]];
+      }
+    }
+  }
+
+  // The logits of leaf neurons and, where they are gated, what gates them.
+  void logits_and_gates(Group& group, float* gate) const {
+    if (a_.gated) {
+      for (int i = 0; i < kWalkers; i++) group.row[i] += int32_t(a_.W);
+      logits(group);
+      copy(gate, group.logit, kWalkers);
+      for (int i = 0; i < kWalkers; i++) group.row[i] -= int32_t(a_.W);
+    }
+    logits(group);
+  }
+
+  // What neurons, whose logits the group has, multiply their output rows with; `gate` may be null.
+  void factors(const Group& group, int32_t sides, const float* gate, float* factor) const {
+    amplitudes(a_.activation, sides, group.logit, kWalkers, factor, nullptr);
+    for (int i = 0; gate && a_.gated && i < kWalkers; i++) factor[i] *= gate[i];
+  }
+
+  // The terms of neurons whose logits the group has: of `sides` rows each, from row `base` on.
   void put(const Walk& walk, int64_t slot, const Group& group, int32_t base, int32_t sides, const int32_t* neuron,
            const float* gate = nullptr) const {
     int32_t* row = walk.row + slot * walk.stride + group.first;
     float *value = walk.value + slot * walk.stride + group.first, factor[kWalkers];
-    amplitudes(a_.activation, sides, group.logit, kWalkers, factor, nullptr);
-    for (int i = 0; gate && i < kWalkers; i++) factor[i] *= gate[i];
+    factors(group, sides, gate, factor);
     for (int i = 0; i < kWalkers; i++) row[i] = base + neuron[i] * sides + (sides == 2 && group.logit[i] >= 0.0f);
     for (int i = 0; i < kWalkers; i++) value[i] = factor[i] * a_.out_scale[row[i]];
   }
