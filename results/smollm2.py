@@ -76,6 +76,7 @@ def main() -> None:
         result = distil(DistilConfig(**kind, tokens=given.tokens, **rest), place, resume=True)
         results[layer] = {name: result[name] for name in ("missed", "missed_mean", "tokens", "seconds")}
         models[layer] = fastff.merge_base(AutoModelForCausalLM.from_pretrained(place / "model").eval())
+    models |= {f"{name}, int8": in_int8(model) for name, model in models.items()}
     replaced = next(iter(results[given.layers[0]]["missed"]))
     functions = {name: model.get_submodule(replaced) for name, model in models.items()}
     features = models["original"].config.hidden_size
@@ -83,11 +84,10 @@ def main() -> None:
         x = torch.randn(count, features)
         calls = {name: partial(function, x) for name, function in functions.items()}
         for name, ms in milliseconds(calls, repeat=max(1, 256 // count)).items():
-            results[name].setdefault("milliseconds", {})[shape] = ms
-    models["original, int8"] = in_int8(models["original"])
+            results.setdefault(name, {}).setdefault("milliseconds", {})[shape] = ms
     facts = {"tokens": given.tokens, "versions": versions(), "machine": machine(), "settings": {"threads": 1}}
     for name, model in models.items():
-        results.setdefault(name, {})["loss"] = loss(model, ids_BS)
+        results[name]["loss"] = loss(model, ids_BS)
         write_json(given.out / "smollm2.json", facts | {"modules": given.modules, "causal": results})
         print(name, results[name], flush=True)
 

@@ -145,13 +145,14 @@ def causal_table(summary: dict) -> str:
     shapes = list(found["original"]["milliseconds"])
     heads = ["feedforward layer", "missed by layer", "loss", *shapes]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    base = found["original"]["milliseconds"]
     for name, row in found.items():
-        missed = f"{100 * row['missed_mean']:.1f} %" if "missed_mean" in row else ""
-        ms = row.get("milliseconds", {})
-        times = [f"{base[s] / ms[s]:.1f}x, {duration(ms[s] / 1e3)}" if s in ms else "" for s in shapes]
+        base = found["original, int8" if name.endswith("int8") else "original"]["milliseconds"]
+        trained, ms = found[name.removesuffix(", int8")], row["milliseconds"]
+        missed = f"{100 * trained['missed_mean']:.1f} %" if "missed_mean" in trained else ""
+        times = [f"{base[s] / ms[s]:.1f}x, {duration(ms[s] / 1e3)}" for s in shapes]
         lines.append("| " + " | ".join([name, missed, f"{row['loss']:.3f}", *times]) + " |")
-    lines.append(f"\n{count(summary['tokens'])} tokens; {_machine(summary)}")
+    what = f"{count(summary['tokens'])} tokens; times faster than the original in the same precision"
+    lines.append(f"\n{what}; {_machine(summary)}")
     return "\n".join(lines)
 
 
