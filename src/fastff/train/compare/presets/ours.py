@@ -78,7 +78,7 @@ def recipe(data: str) -> Comparison:
             )
             for experts, width in ((4, 4), (8, 8))
         ),
-        Candidate("MoE 8 x 8, loss-free", "moe:experts=8,expert_width=8,loss_free=true", plain),
+        Candidate("MoE 8 x 8, loss-free", "moe:experts=8,expert_width=8,noise=false,loss_free=true", plain),
         *(
             Candidate(f"PEER 1024, {heads} x 4", f"peer:experts=1024,heads={heads},top_k=4,key_features={keys}", plain)
             for heads, keys in ((1, 8), (4, 8))
