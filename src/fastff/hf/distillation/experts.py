@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from fastff.hf.distillation.fit import RIDGE, Neurons, values
+from fastff.hf.distillation.fit import Neurons, fit_rows, values
 from fastff.nn import MoE
 
 STRONG = 0.1  # share of its neurons that a token counts as active (CMoE)
@@ -35,9 +35,7 @@ def start_experts(layer: MoE, neurons: Neurons, x_TI: Tensor, y_TO: Tensor) -> N
         layer.expert_w2[e, :n] = layer.top_k * neurons.w2[group]  # gates of the chosen sum to 1
     strength_TE = (out_TEO / y_TO.std(0).clamp_min(1e-6)).norm(dim=-1)
     strength_TE = strength_TE - strength_TE.mean(1, keepdim=True)  # who is chosen depends on differences alone
-    square_II = x_TI.T @ x_TI
-    square_II.diagonal().add_(RIDGE * square_II.diagonal().mean() + 1e-9)
-    weight_IE = torch.linalg.solve(square_II, x_TI.T @ (strength_TE / strength_TE.std().clamp_min(1e-6)))
+    weight_IE = fit_rows(x_TI, strength_TE / strength_TE.std().clamp_min(1e-6))
     layer.gate_weight.copy_(EVEN * weight_IE.T)
     chosen = F.linear(x_TI, layer.gate_weight).topk(layer.top_k, dim=-1).indices
     kept_TO = out_TEO.gather(1, chosen.unsqueeze(-1).expand(-1, -1, out_TEO.shape[-1])).sum(1)
@@ -53,7 +51,7 @@ def clusters(size_TN: Tensor, count: int, width: int) -> list[Tensor]:
     for _ in range(ROUNDS):
         near_NE = active_NT @ centre_ET.T
         places = near_NE.repeat_interleave(width, dim=1)  # of each group
-        rows, place = linear_sum_assignment(places.numpy(), maximize=True)
-        groups = [torch.from_numpy(rows[place // width == e]) for e in range(count)]
+        rows, place = linear_sum_assignment(places.cpu().numpy(), maximize=True)
+        groups = [torch.from_numpy(rows[place // width == e]).to(size_TN.device) for e in range(count)]
         centre_ET = F.normalize(torch.stack([active_NT[group].sum(0) for group in groups]), dim=1)
     return groups

@@ -89,11 +89,15 @@ def values(z_TNG: Tensor, activation: str, sides: int) -> Tensor:
 def fit(features_TF: Tensor, y_TO: Tensor) -> tuple[Tensor, Tensor]:
     """The output rows (F, O) and the bias (O,) that bring features @ rows + bias nearest to y, with a little ridge."""
     mean_F, mean_O = features_TF.mean(0), y_TO.mean(0)
-    centred_TF = features_TF - mean_F
-    square_FF = centred_TF.T @ centred_TF
-    square_FF.diagonal().add_(RIDGE * square_FF.diagonal().mean() + 1e-9)
-    rows_FO = torch.linalg.solve(square_FF, centred_TF.T @ (y_TO - mean_O))
+    rows_FO = fit_rows(features_TF - mean_F, y_TO - mean_O)
     return rows_FO, mean_O - mean_F @ rows_FO
+
+
+def fit_rows(features_TF: Tensor, y_TO: Tensor) -> Tensor:
+    """The same without a bias: (F, O)."""
+    square_FF = features_TF.T @ features_TF
+    square_FF.diagonal().add_(RIDGE * square_FF.diagonal().mean() + 1e-9)
+    return torch.linalg.solve(square_FF, features_TF.T @ y_TO)
 
 
 def _matrix(linear: nn.Module) -> tuple[Tensor, Tensor]:
