@@ -71,6 +71,7 @@ VARIANTS = [
     _variant("moe", MoE, True, experts=4, expert_width=2, activation="gelu"),
     _variant("moe-loss-free", MoE, experts=4, expert_width=2, noise=False, loss_free=True),
     _variant("peer", PEER, experts=16, heads=3, top_k=2, key_features=4),
+    _variant("peer-rank", PEER, experts=16, heads=2, top_k=2, key_features=4, rank=3, master_width=4),
     _variant("peer-dropout", PEER, True, experts=9, heads=2, top_k=3, key_features=6, activation="relu", dropout=0.3),
     _variant("moe-all", MoE, True, experts=3, expert_width=2, top_k=3, dropout=0.2),
 ]

@@ -7,11 +7,13 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "indexed.h"
+#include "product_keys.h"
 #include "rows.h"
 #include "tree_backward.h"
 #include "tree_forward.h"
@@ -335,6 +337,25 @@ static void check_rows(int64_t R, int64_t E, int steps) {
   compare("square", sv, v, 2e-6);
 }
 
+// All pairs, sorted; random scores have no ties.
+static void check_keys(int64_t Q, int64_t n, int64_t F, int64_t k) {
+  Doubles query = normal(Q * F, 1), keys = normal(n * F, 1), best;
+  Stored<float> sq(query), sk(keys);
+  std::vector<float> score(Q * k);
+  std::vector<int64_t> pair(Q * k), right;
+  product_keys({Q, n, F, k, sq.typed.data(), sk.typed.data(), score.data(), pair.data()}, pool);
+  for (int64_t q = 0; q < Q; q++) {
+    std::vector<std::pair<double, int64_t>> all;
+    for (int64_t p = 0; p < n * n; p++)
+      all.push_back({-dot(&query[q * F], &keys[p / n * F / 2], F / 2) -
+                         dot(&query[q * F + F / 2], &keys[(n + p % n) * F / 2], F / 2), p});
+    std::sort(all.begin(), all.end());
+    for (int64_t p = 0; p < k; p++) best.push_back(-all[p].first), right.push_back(all[p].second);
+  }
+  compare("score", score, best, 2e-6);
+  compare("pair", std::vector<float>(pair.begin(), pair.end()), Doubles(right.begin(), right.end()), 0);
+}
+
 int main() {
 #if defined(__AMX_INT8__)
   syscall(SYS_arch_prctl, 0x1023, 18);  // Linux wants to be asked for tiles
@@ -348,6 +369,8 @@ int main() {
   check_int8(39, 2, 3, 130, 70, 0, 1, 2, false, 70, 74);  // whole tiles, and what is left of them
   check_int8(3, 2, 0, 5, 1, 0, 2, 1, true, 0, 64);
   check_rows(40, 37, 60);
+  check_keys(37, 13, 10, 6);
+  check_keys(5, 3, 2, 9);
   printf("%d failures\n", failures);
   return failures;
 }

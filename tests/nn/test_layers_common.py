@@ -173,7 +173,7 @@ def away_from_edges(layer: nn.Module, tokens: int) -> Tensor:
     if hasattr(layer, "depth") and record[0].numel():
         keep = record[0].flatten(1).abs().amin(1) > 0.02
     elif isinstance(layer, PEER):
-        best = best_pairs(x, layer.query_weight, layer.key_weight, layer.top_k + 1)[0]
+        best = best_pairs(layer.seen(x), layer.query_weight, layer.key_weight, layer.top_k + 1)[0]
         keep = best.diff(dim=-1).abs().flatten(1).amin(-1) > 0.005
     elif hasattr(layer, "experts"):
         logits = x @ layer.gate_weight.T

@@ -24,7 +24,7 @@ def check(cap: str, *options: str) -> None:
     runs = run(cap, "-c", PRINT).stdout.strip()
     if runs != cap and cap != SETS[0]:  # not every processor with a greater set has all smaller ones
         pytest.skip(f"this processor lacks {cap}; {runs} runs in its place")
-    names = ("test_kernels.py", "test_kernels_bits.py", "test_tree_int8.py")
+    names = ("test_kernels.py", "test_kernels_bits.py", "test_tree_int8.py", "test_product_keys.py")
     files = [str(Path(__file__).with_name(name)) for name in names]
     result = run(cap, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *options, *files)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
@@ -34,7 +34,7 @@ def check(cap: str, *options: str) -> None:
 @pytest.mark.parametrize("cap", SETS[:3])
 def test_outputs_and_gradients_equal_the_reference(cap):
     """In every dtype, of odd sizes; the best set is the one that all other tests run."""
-    check(cap, "-k", "(compact and 63) or tree_int8")
+    check(cap, "-k", "(compact and 63) or tree_int8 or product_keys")
 
 
 @pytest.mark.slow

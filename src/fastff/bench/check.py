@@ -180,7 +180,7 @@ def _clear(layer: FeedForwardLayer, x: Tensor, dtype: torch.dtype) -> Tensor:
         margin = (best[:, :-1] - best[:, 1:])[:, layer.top_k - 1 :]
     elif isinstance(layer, PEER):
         wanted = min(layer.top_k + 1, layer.experts)
-        logits = best_pairs(x, layer.query_weight, layer.key_weight, wanted)[0].detach().flatten(0, 1)
+        logits = best_pairs(layer.seen(x), layer.query_weight, layer.key_weight, wanted)[0].detach().flatten(0, 1)
         margin = (logits[:, :-1] - logits[:, 1:])[:, layer.top_k - 1 :].view(len(x), -1)
     else:
         return torch.ones(len(x), dtype=torch.bool)

@@ -118,6 +118,15 @@ struct TreeInt8 {
   int64_t H() const { return gated ? 2 * W : W; }
 };
 
+// Queries, each compared with n keys of either half; the k best pairs of a key of the first and one of the second half.
+struct ProductKeys {
+  int64_t Q, n, F, k;
+  const float* query;  // (Q, F)
+  const float* keys;   // (2, n, F / 2)
+  float* score;        // (Q, k), descending
+  int64_t* pair;       // (Q, k): n times the first half's key, plus the second's
+};
+
 // Rows (R, E) of a parameter under AdamW; some are stepped, or brought up to date; see fastff/optim/rows.py.
 struct AdamWRows {
   int64_t R, E, U;
@@ -140,6 +149,7 @@ struct Kernels {
   void (*tree_int8[kDTypes])(const TreeInt8&, const Pool&);
   void (*indexed_forward[kDTypes])(const IndexedForward&, const Pool&);
   void (*indexed_backward[kDTypes])(const IndexedBackward&, const Pool&);
+  void (*product_keys)(const ProductKeys&, const Pool&);  // float32
   void (*adamw_rows)(const AdamWRows&, const Pool&);  // float32
 };
 

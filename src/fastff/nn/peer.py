@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fastff.nn.expert_layer import ExpertLayer
 from fastff.nn.layer import probability, uniform_, whole_number
 from fastff.nn.routing import ExpertRouting
+from fastff.nn.shared import master_leaf, master_shapes, project
+from fastff.ops import product_keys
 
 
 class PEER(ExpertLayer):
@@ -28,11 +30,16 @@ class PEER(ExpertLayer):
         top_k: experts a head, at most n.
         key_features: size of a query, even: a key has half of it.
         activation: of the experts, a key of `fastff.ops.ACTIVATIONS`.
+        rank: R; queries and experts see LayerNorm(P x), P (R, in), in place of x, as in `TreeFeedForward`: queries then
+            cost next to nothing, and an expert about half. None: they see x, as in the paper.
+        master_width: neurons of a master leaf: a dense layer beside the experts, with `activation` and no output bias,
+            of which every token runs all.
         dropout: probability in [0, 1) with which an expert is left out in training.
         device, dtype: of the parameters.
 
-    Parameters: query_weight (heads, key_features, in), key_weight (2, n, key_features / 2), expert_w1 (experts, 1, in),
-    expert_b1 (experts, 1), expert_w2 (experts, 1, out).
+    Parameters (R = rank or in, M = master_width): query_weight (heads, key_features, R), key_weight
+    (2, n, key_features / 2), expert_w1 (experts, 1, R), expert_b1 (experts, 1), expert_w2 (experts, 1, out), projection
+    (R, in) if rank, master_w1 (M, in), master_b1 (M,) and master_w2 (M, out) if master_width.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -40,6 +47,7 @@ class PEER(ExpertLayer):
 
     query_weight: nn.Parameter
     key_weight: nn.Parameter
+    projection: nn.Parameter  # if there is a rank
 
     def __init__(
         self,
@@ -51,6 +59,8 @@ class PEER(ExpertLayer):
         top_k: int = 16,
         key_features: int = 64,
         activation: str = "gelu",
+        rank: int | None = None,
+        master_width: int = 0,
         dropout: float = 0.0,
         device: Any = None,
         dtype: Any = None,
@@ -67,42 +77,55 @@ class PEER(ExpertLayer):
             raise ValueError(f"top_k must be at most the square root of experts, {n}, got {top_k}")
         if self.key_features % 2:
             raise ValueError(f"key_features must be even, got {key_features}")
+        self.rank = None if rank is None else whole_number("rank", rank, 1)
+        self.master_width = whole_number("master_width", master_width, 0)
         self.dropout = probability("dropout", dropout)
         I, O, Q = self.in_features, self.out_features, self.key_features
-        shapes = {
-            "query_weight": (self.heads, Q, I),
+        R = self.rank or I
+        shapes: dict[str, tuple[int, ...]] = {
+            "query_weight": (self.heads, Q, R),
             "key_weight": (2, n, Q // 2),
-            "expert_w1": (experts, 1, I),
+            "expert_w1": (experts, 1, R),
             "expert_b1": (experts, 1),
             "expert_w2": (experts, 1, O),
+            **({"projection": (R, I)} if self.rank else {}),
+            **master_shapes(self.master_width, I, O),
         }
         self._register(shapes, device, dtype)
 
     def reset_parameters(self) -> None:
-        """Initialise anew; output rows as those of a dense layer of heads * top_k neurons."""
-        for p, fan in (
-            (self.query_weight, self.in_features),
-            (self.key_weight, self.key_features // 2),
-            (self.expert_w1, self.in_features),
-            (self.expert_b1, self.in_features),
-            (self.expert_w2, self.heads * self.top_k),
-        ):
-            uniform_(p, fan)
+        """Initialise anew; what leads to the output as in a dense layer of heads * top_k + master_width neurons."""
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if name == "projection":
+                    p.normal_(0, self.in_features**-0.5)
+                elif name.endswith("w2"):
+                    uniform_(p, self.heads * self.top_k + self.master_width)
+                elif name == "key_weight":
+                    uniform_(p, self.key_features // 2)
+                else:
+                    uniform_(p, self.in_features if name.startswith("master") else self.rank or self.in_features)
 
     @property
     def training_width(self) -> int:
-        """Neurons of all experts."""
-        return self.experts
+        """Neurons of all experts, and of the master leaf."""
+        return self.experts + self.master_width
 
     @property
     def inference_width(self) -> int:
-        """Neurons that one token runs: heads * (key_features + top_k), queries and experts."""
-        return self.heads * (self.key_features + self.top_k)
+        """Neurons that one token runs: heads * (key_features + top_k) + master_width, queries counted as neurons."""
+        return self.heads * (self.key_features + self.top_k) + self.master_width
 
     def multiply_adds(self, *, training: bool) -> int:
-        """Queries, their products with the keys, and the chosen experts."""
-        queries = self.heads * self.key_features * (self.in_features + math.isqrt(self.experts))
-        return queries + self.heads * self.top_k * (self.in_features + self.out_features)
+        """Projection, queries, their products with the keys, the chosen experts, and the master leaf."""
+        I, O, R = self.in_features, self.out_features, self.rank or self.in_features
+        queries = self.heads * self.key_features * (R + math.isqrt(self.experts))
+        shared = (R * I if self.rank else 0) + self.master_width * (I + O)
+        return queries + self.heads * self.top_k * (R + O) + shared
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What queries and experts see of tokens (T, in)."""
+        return x if self.rank is None else project(x, self.projection.to(x.dtype))
 
     def forward_tokens(
         self,
@@ -112,11 +135,19 @@ class PEER(ExpertLayer):
         expert_w1: Tensor,
         expert_b1: Tensor,
         expert_w2: Tensor,
+        projection: Tensor | None = None,
+        master_w1: Tensor | None = None,
+        master_b1: Tensor | None = None,
+        master_w2: Tensor | None = None,
     ) -> Tensor:
-        score_THk, chosen_THk = best_pairs(x, query_weight, key_weight, self.top_k)
+        seen = x if projection is None else project(x, projection)
+        score_THk, chosen_THk = best_pairs(seen, query_weight, key_weight, self.top_k)
         chosen, gate = chosen_THk.flatten(1), score_THk.softmax(-1).flatten(1)
         self._remember(chosen, gate)
-        return self.run_experts(x, chosen, gate, expert_w1, expert_b1, expert_w2)
+        y = self.run_experts(seen, chosen, gate, expert_w1, expert_b1, expert_w2)
+        if master_w1 is not None and master_b1 is not None and master_w2 is not None:
+            y = y + master_leaf(x, master_w1, master_b1, master_w2, self.activation)
+        return y
 
     def _routing(self, chosen: Tensor, gate: Tensor) -> ExpertRouting:
         none = gate.new_zeros(self.experts, dtype=torch.float32)
@@ -128,20 +159,13 @@ class PEER(ExpertLayer):
         return (
             f"{self.in_features}, {self.out_features}, experts={self.experts}, heads={self.heads}, "
             f"top_k={self.top_k}, key_features={self.key_features}, activation={self.activation!r}"
+            f"{f', rank={self.rank}' if self.rank else ''}"
+            f"{f', master_width={self.master_width}' if self.master_width else ''}"
         )
 
 
 def best_pairs(x: Tensor, query_weight: Tensor, key_weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` best of all pairs of keys, for each head: scores and numbers of experts, both (T, heads, count).
-
-    The best pairs are made of the best keys of either half, so n^2 pairs need not be looked at.
-    """
-    (heads, Q, _), n = query_weight.shape, key_weight.shape[1]
+    """The `count` best of all pairs of keys, for each head: scores and numbers of experts, both (T, heads, count)."""
+    heads, Q, _ = query_weight.shape
     query_THQ = F.layer_norm(F.linear(x, query_weight.flatten(0, 1)).view(-1, heads, Q), (Q,))
-    k = min(count, n)
-    (first_THk, row_THk), (second_THk, column_THk) = (
-        F.linear(half, keys).topk(k, dim=-1) for half, keys in zip(query_THQ.chunk(2, dim=-1), key_weight, strict=True)
-    )
-    pairs_THkk = first_THk.unsqueeze(-1) + second_THk.unsqueeze(-2)
-    score, pair = pairs_THkk.flatten(-2).topk(count, dim=-1)
-    return score, row_THk.gather(-1, pair // k) * n + column_THk.gather(-1, pair % k)
+    return product_keys(query_THQ, key_weight, count)

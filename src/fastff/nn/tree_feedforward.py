@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fastff.nn.layer import DEEPEST, one_of, uniform_, whole_number
 from fastff.nn.routing import TreeRouting
+from fastff.nn.shared import master_leaf, master_shapes, project
 from fastff.nn.tree_layer import TreeLayer
-from fastff.ops import GRADIENTS, Leaves, activate, tree_feedforward
+from fastff.ops import GRADIENTS, Leaves, tree_feedforward
 
 NODE_PARAMETERS = ("node_weight", "node_bias", "node_out")
 LEAF_PARAMETERS = ("leaf_w1", "leaf_b1", "leaf_w2", "leaf_b2")
@@ -121,10 +122,8 @@ class TreeFeedForward(TreeLayer):
             "leaf_w2": (K, L, W, S, O) if self.two_sided else (K, L, W, O),
             **({"leaf_b2": (K, L, O)} if leaf_bias else {}),
             **({"projection": (R, I)} if self.rank else {}),
+            **master_shapes(self.master_width, I, O),
         }
-        if self.master_width:
-            M = self.master_width
-            shapes |= {"master_w1": (M, I), "master_b1": (M,), "master_w2": (M, O)}
         if self.shared_base:
             shapes |= {_base(name): (K, 1, *shapes[name][2:]) for name in LEAF_PARAMETERS if name in shapes}
         self._register(shapes, device, dtype)
@@ -213,8 +212,8 @@ class TreeFeedForward(TreeLayer):
             sparse=self.sparse and self.levels == self.depth,
         )
         self._remember(*path)
-        if master_w1 is not None and master_w2 is not None:
-            y = y + activate(F.linear(x, master_w1, master_b1), self.activation) @ master_w2
+        if master_w1 is not None and master_b1 is not None and master_w2 is not None:
+            y = y + master_leaf(x, master_w1, master_b1, master_w2, self.activation)
         return y
 
     def _smaller_tree(
@@ -327,11 +326,6 @@ def merge_base(model: nn.Module) -> nn.Module:
         if isinstance(module, TreeFeedForward):
             module.merge_base()
     return model
-
-
-def project(x: Tensor, projection: Tensor) -> Tensor:
-    """LayerNorm(P x), (T, in) -> (T, R)."""
-    return F.layer_norm(F.linear(x, projection), projection.shape[:1])
 
 
 def _leaves(given: dict[str, Tensor], names: Iterable[str]) -> Leaves:

@@ -6,6 +6,7 @@ from fastff.ops.cmm import cmm_in, cmm_out, cmm_outer
 from fastff.ops.descend import descend
 from fastff.ops.indexed import indexed_feedforward
 from fastff.ops.leaf_probabilities import leaf_probabilities
+from fastff.ops.product_keys import product_keys
 from fastff.ops.tree import GRADIENTS, Leaves, Path, tree_feedforward
 from fastff.ops.tree_int8 import Int8Shape, Int8Tree, quantise_tree, tree_int8
 
@@ -26,6 +27,7 @@ __all__ = [
     "indexed_feedforward",
     "instruction_set",
     "leaf_probabilities",
+    "product_keys",
     "quantise_tree",
     "tree_feedforward",
     "tree_int8",

@@ -7,22 +7,62 @@
 
 namespace FASTFF_ISA {
 
-// The choices number `choice` of all tokens, in blocks of tokens sorted by expert.
+constexpr int64_t kNarrowExpert = 8;  // neurons
+
+// Whether a token goes through all of its experts at once, so that its output is written once, rather than the tokens
+// of an expert together, so that its rows are read once: the better the more neurons an expert has.
+inline bool token_by_token(const Indexed& a) { return a.S > 1 && a.W <= kNarrowExpert; }
+// Whether sums over experts are made in one go, so that they are rounded once anyway.
+inline bool sums_at_once(const Indexed& a) { return a.S <= 1 || (token_by_token(a) && a.S <= kBlock); }
+
+// All entries (token t and choice s, t * S + s) in blocks, calling f(block, entry). Those of a token come in the order of
+// its choices, one after the other in a block, or in blocks that no two threads work on at once.
 template <class T, class F>
-inline void for_expert_blocks(const Indexed& a, int64_t choice, const T* x, int64_t columns, const Pool& pool,
-                              const F& f) {
+inline void for_expert_blocks(const Indexed& a, const T* x, int64_t columns, const Pool& pool, const F& f) {
+  auto place = [&](Block<T>& b, int64_t* entries, int64_t entry) {
+    b.x[b.n] = x + entry / a.S * columns;
+    b.key[b.n] = a.index[entry];
+    b.order[b.n] = b.n;
+    entries[b.n++] = entry;
+  };
+  if (token_by_token(a)) {
+    int64_t tokens = most(1, kBlock / a.S);
+    return for_each(pool, divide_up(a.T, tokens), [&](int64_t i) {
+      int64_t end = least((i + 1) * tokens, a.T) * a.S, entries[kBlock];
+      for (int64_t entry = i * tokens * a.S; entry < end;) {
+        Block<T> b;
+        while (b.n < kBlock && entry < end) place(b, entries, entry++);
+        f(b, entries);
+      }
+    });
+  }
   Scratch<int32_t> order(a.T);
-  sort_by_key(a.index + choice, a.S, a.T, a.E, order);
   int64_t size = most(1, least(kBlock, divide_up(a.T, pool.threads)));
-  for_each(pool, divide_up(a.T, size), [&](int64_t i) {
-    Block<T> b;
-    const int32_t* token = order + i * size;
-    for (b.n = 0; b.n < least(size, a.T - i * size); b.n++) {
-      b.x[b.n] = x + token[b.n] * columns;
-      b.key[b.n] = a.index[token[b.n] * a.S + choice];
-      b.order[b.n] = b.n;
+  for (int64_t choice = 0; choice < a.S; choice++) {
+    sort_by_key(a.index + choice, a.S, a.T, a.E, order);
+    for_each(pool, divide_up(a.T, size), [&](int64_t i) {
+      Block<T> b;
+      int64_t entries[kBlock];
+      for (int64_t t = i * size; t < least((i + 1) * size, a.T); t++) place(b, entries, order[t] * a.S + choice);
+      f(b, entries);
+    });
+  }
+}
+
+// Adds to rows y (T, n) what add(columns, i, first) adds for entry i of a block.
+template <class T, class Y, class F>
+inline void add_entries(const Indexed& a, const Block<T>& b, const int64_t* entries, Y* y, int64_t n, const F& add) {
+  for_columns(0, n, [&](auto columns, int64_t c) {
+    for (int i = 0; i < b.n;) {
+      int64_t token = entries[i] / a.S;
+      Y* target = row_of(y, token, n) + c;
+      if (entries[i] % a.S)
+        columns.read(target);
+      else
+        columns.zero();
+      for (; i < b.n && entries[i] / a.S == token; i++) add(columns, i, c);
+      columns.write(target);
     }
-    f(b, token);
   });
 }
 
@@ -45,38 +85,26 @@ void indexed_forward(const IndexedForward& a, Y* y, const Pool& pool) {
   int64_t W = a.W, H = a.H(), O = a.O;
   const Rows<T> w1{(const T*)a.w1, (const T*)a.b1, nullptr, nullptr, H, a.I};
   const Rows<T> w2{(const T*)a.w2, nullptr, nullptr, nullptr, W, O}, b2{(const T*)a.b2, nullptr, nullptr, nullptr, 1, O};
-  for (int64_t choice = 0; choice < a.S; choice++)
-    for_expert_blocks(a, choice, (const T*)a.x, a.I, pool, [&](const Block<T>& b, const int32_t* token) {
-      Scratch<float> z(b.n * H), hidden(b.n * W);
-      row_dots(b, w1, z);
-      if (a.hidden)
-        for (int i = 0; i < b.n; i++)
-          copy(a.hidden + (token[i] * a.S + choice) * H, z + i * H, H);
-      expert_amplitudes(a, z, b.n, hidden, nullptr);
-      for (int i = 0; i < b.n; i++) {
-        int64_t entry = token[i] * a.S + choice;
-        for (int64_t w = 0; w < W; w++) hidden[i * W + w] *= gate_of<T>(a, entry) * mask_of<T>(a, entry * W + w);
-      }
-      for_columns(0, O, [&](auto columns, int64_t c) {
-        for (int i = 0; i < b.n; i++) {
-          Y* target = row_of(y, token[i], O) + c;
-          if (choice)
-            columns.read(target);
-          else
-            columns.zero();
-          float gate = gate_of<T>(a, token[i] * a.S + choice);
-          add_rows(columns, w2, b.key[i], c, hidden + i * W);
-          if (a.b2) add_rows(columns, b2, b.key[i], c, &gate);
-          columns.write(target);
-        }
-      });
+  for_expert_blocks(a, (const T*)a.x, a.I, pool, [&](const Block<T>& b, const int64_t* entries) {
+    Scratch<float> z(b.n * H), hidden(b.n * W), gate(b.n);
+    row_dots(b, w1, z, token_by_token(a) ? w2 : Rows<T>{});
+    for (int i = 0; a.hidden && i < b.n; i++) copy(a.hidden + entries[i] * H, z + i * H, H);
+    expert_amplitudes(a, z, b.n, hidden, nullptr);
+    for (int i = 0; i < b.n; i++) {
+      gate[i] = gate_of<T>(a, entries[i]);
+      for (int64_t w = 0; w < W; w++) hidden[i * W + w] *= gate[i] * mask_of<T>(a, entries[i] * W + w);
+    }
+    add_entries(a, b, entries, y, O, [&](auto& columns, int i, int64_t c) {
+      add_rows(columns, w2, b.key[i], c, hidden + i * W);
+      if (a.b2) add_rows(columns, b2, b.key[i], c, gate + i);
     });
+  });
 }
 
 template <class T>
 void indexed_forward(const IndexedForward& a, const Pool& pool) {
   if (!a.S) memset(a.y, 0, a.T * a.O * sizeof(T));
-  if (a.S <= 1 || sizeof(T) == sizeof(float)) return indexed_forward<T>(a, (T*)a.y, pool);
+  if (sums_at_once(a) || sizeof(T) == sizeof(float)) return indexed_forward<T>(a, (T*)a.y, pool);
   Scratch<Sum> sum(a.T * padded(a.O));
   indexed_forward<T>(a, (Sum*)sum, pool);
   round_rows(sum, (T*)a.y, a.T, a.O);
@@ -88,41 +116,31 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
   const Rows<T> w1{(const T*)a.w1, nullptr, nullptr, nullptr, H, I};
   const Rows<T> w2{(const T*)a.w2, nullptr, nullptr, nullptr, W, a.O}, b2{(const T*)a.b2, nullptr, nullptr, nullptr, 1, a.O};
   Scratch<float> grad_hidden(entries * H), active(entries * W), gate(entries);
-  for (int64_t choice = 0; choice < a.S; choice++)
-    for_expert_blocks(a, choice, (const T*)a.grad_y, a.O, pool, [&](const Block<T>& b, const int32_t* token) {
-      Scratch<float> hidden(b.n * H), value(b.n * W), slope(b.n * H), grad_active(b.n * W), out(b.n);
-      for (int i = 0; i < b.n; i++)
-        copy(hidden + i * H, a.hidden + (token[i] * a.S + choice) * H, H);
-      expert_amplitudes(a, hidden, b.n, value, slope);
-      row_dots(b, w2, grad_active);
-      if (a.b2)
-        row_dots(b, b2, out);
-      else
-        memset(out, 0, b.n * sizeof(float));
-      for (int i = 0; i < b.n; i++) {
-        int64_t entry = token[i] * a.S + choice;
-        gate[entry] = gate_of<T>(a, entry);
-        for (int64_t w = 0; w < W; w++) {
-          float mask = mask_of<T>(a, entry * W + w), gradient = grad_active[i * W + w] * mask;
-          out[i] += value[i * W + w] * gradient;
-          active[entry * W + w] = value[i * W + w] * mask * gate[entry];
-          for (int64_t h = w; h < H; h += W) grad_hidden[entry * H + h] = gradient * gate[entry] * slope[i * H + h];
-        }
-        if (a.grad_gate) ((T*)a.grad_gate)[entry] = from_float<T>(out[i]);
+  for_expert_blocks(a, (const T*)a.grad_y, a.O, pool, [&](const Block<T>& b, const int64_t* entry) {
+    Scratch<float> hidden(b.n * H), value(b.n * W), slope(b.n * H), grad_active(b.n * W), out(b.n);
+    for (int i = 0; i < b.n; i++) copy(hidden + i * H, a.hidden + entry[i] * H, H);
+    expert_amplitudes(a, hidden, b.n, value, slope);
+    row_dots(b, w2, grad_active, grad_x && token_by_token(a) ? w1 : Rows<T>{});
+    if (a.b2)
+      row_dots(b, b2, out);
+    else
+      memset(out, 0, b.n * sizeof(float));
+    for (int i = 0; i < b.n; i++) {
+      int64_t e = entry[i];
+      gate[e] = gate_of<T>(a, e);
+      for (int64_t w = 0; w < W; w++) {
+        float mask = mask_of<T>(a, e * W + w), gradient = grad_active[i * W + w] * mask;
+        out[i] += value[i * W + w] * gradient;
+        active[e * W + w] = value[i * W + w] * mask * gate[e];
+        for (int64_t h = w; h < H; h += W) grad_hidden[e * H + h] = gradient * gate[e] * slope[i * H + h];
       }
-      if (!grad_x) return;
-      for_columns(0, I, [&](auto columns, int64_t c) {
-        for (int i = 0; i < b.n; i++) {
-          X* target = row_of(grad_x, token[i], I) + c;
-          if (choice)
-            columns.read(target);
-          else
-            columns.zero();
-          add_rows(columns, w1, b.key[i], c, grad_hidden + (token[i] * a.S + choice) * H);
-          columns.write(target);
-        }
-      });
+      if (a.grad_gate) ((T*)a.grad_gate)[e] = from_float<T>(out[i]);
+    }
+    if (!grad_x) return;
+    add_entries(a, b, entry, grad_x, I, [&](auto& columns, int i, int64_t c) {
+      add_rows(columns, w1, b.key[i], c, grad_hidden + entry[i] * H);
     });
+  });
 
   Scratch<int32_t> order(entries);
   Scratch<int64_t> code(entries);
@@ -157,7 +175,7 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
 template <class T>
 void indexed_backward(const IndexedBackward& a, const Pool& pool) {
   if (a.grad_x && !a.S) memset(a.grad_x, 0, a.T * a.I * sizeof(T));
-  if (a.S <= 1 || sizeof(T) == sizeof(float) || !a.grad_x) return indexed_backward<T>(a, (T*)a.grad_x, pool);
+  if (sums_at_once(a) || sizeof(T) == sizeof(float) || !a.grad_x) return indexed_backward<T>(a, (T*)a.grad_x, pool);
   Scratch<Sum> sum(a.T * padded(a.I));
   indexed_backward<T>(a, (Sum*)sum, pool);
   round_rows(sum, (T*)a.grad_x, a.T, a.I);

@@ -1,5 +1,6 @@
 // The kernels of one instruction set; compiled once for each, with FASTFF_ISA its name.
 #include "indexed.h"
+#include "product_keys.h"
 #include "rows.h"
 #include "tree_backward.h"
 #include "tree_forward.h"
@@ -13,5 +14,6 @@ namespace FASTFF_ISA {
 using namespace fastff;
 extern const Kernels kernels;
 const Kernels kernels = {FASTFF_NAME(FASTFF_ISA), FASTFF_EACH(tree_forward), FASTFF_EACH(tree_backward),
-                         FASTFF_EACH(tree_int8), FASTFF_EACH(indexed_forward), FASTFF_EACH(indexed_backward), adamw_rows};
+                         FASTFF_EACH(tree_int8), FASTFF_EACH(indexed_forward), FASTFF_EACH(indexed_backward),
+                         product_keys, adamw_rows};
 }  // namespace FASTFF_ISA

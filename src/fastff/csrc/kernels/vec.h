@@ -46,6 +46,27 @@ inline Vec broadcast(float value) { return value - Vec{}; }
 inline Bits select(Ints where, Bits yes, Bits no) { return ((Bits)where & yes) | (~(Bits)where & no); }
 inline Vec select(Ints where, Vec yes, Vec no) { return (Vec)select(where, (Bits)yes, (Bits)no); }
 
+// a > b ? a : b and a < b ? a : b, where a or b is NaN b.
+#if defined(__AVX512F__)
+inline Vec larger(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Vec smaller(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
+inline bool any(Ints where) { return _mm512_test_epi32_mask((__m512i)where, (__m512i)where); }
+#else
+#if defined(__AVX2__)
+inline Vec larger(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Vec smaller(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
+inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
+inline Vec smaller(Vec a, Vec b) { return select(a < b, a, b); }
+#endif
+inline bool any(Ints where) {
+  uint64_t parts[sizeof where / 8], all = 0;
+  memcpy(parts, &where, sizeof where);
+  for (uint64_t part : parts) all |= part;
+  return all;
+}
+#endif
+
 struct Group {
   Vec a, b;
 };
