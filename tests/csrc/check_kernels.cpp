@@ -234,6 +234,7 @@ static void check_int8(int64_t T_, int64_t K, int64_t D, int64_t I, int64_t O, i
   std::vector<int64_t> leaf(T_ * K);
   TreeInt8 a{};
   a.T = T_, a.K = K, a.D = D, a.I = I, a.O = O, a.S = S, a.W = W, a.leaf_S = leaf_S, a.R = features, a.leaf_bias = bias;
+  a.leaves = int64_t(1) << D;
   a.activation = Activation::relu, a.x = x.data(), a.in_rows = in_rows.data(), a.in_scale = in_scale.data();
   a.in_bias = in_bias.data(), a.out_rows = out_rows.data(), a.out_count = P, a.out_scale = out_scale.data();
   a.projects = R > 0, a.master = master, a.dense_rows = dense ? together.data() : nullptr;

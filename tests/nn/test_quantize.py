@@ -17,6 +17,8 @@ LAYERS = {
     "ultra": lambda: fastff.UltraFFF(40, 30, depth=4, trees=3),
     "tree": lambda: fastff.TreeFeedForward(40, 30, depth=3, leaf_width=2, trees=2),
     "tree-one-sided": lambda: fastff.TreeFeedForward(40, 30, depth=3, leaf_width=1, two_sided=False),
+    "peer": lambda: fastff.PEER(40, 30, experts=25, heads=3, top_k=2, key_features=8),
+    "peer-rank": lambda: fastff.PEER(40, 30, experts=36, heads=2, top_k=3, key_features=8, rank=16, master_width=6),
     "tree-rank": lambda: fastff.TreeFeedForward(
         40, 30, depth=3, leaf_width=1, trees=5, rank=16, contributing=False, leaf_bias=False, master_width=6
     ),

@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastff.ops import ACTIVATIONS, Int8Shape, Int8Tree, Leaves, instruction_set, quantise_tree, tree_feedforward
+from fastff.ops import (
+    ACTIVATIONS,
+    Int8Shape,
+    Int8Tree,
+    Leaves,
+    instruction_set,
+    quantise_experts,
+    quantise_tree,
+    tree_feedforward,
+)
 from fastff.ops import tree_int8 as operator
 from fastff.ops import use_backend as backend
 
@@ -33,6 +42,8 @@ SHAPES = [
     (384, 64, 3, 0, 0, 16, 2, True, 20, 3),
 ]
 GATED, WIDE = SHAPES[-4], SHAPES[-3]
+# I, O, heads, experts a head, keys of a half, features of a query, R, master.
+EXPERTS = [(33, 34, 3, 2, 5, 6, None, 0), (100, 130, 2, 5, 7, 32, 16, 5), (64, 64, 20, 1, 1, 2, None, 64)]
 
 
 def weights(I, O, K, D, S, W, leaf_S, bias, R, master) -> dict[str, Any]:
@@ -54,6 +65,40 @@ def weights(I, O, K, D, S, W, leaf_S, bias, R, master) -> dict[str, Any]:
         "projection": rows(R, I) if R else None,
         "master": Leaves(rows(master, I), torch.randn(master), rows(master, O)) if master else None,
     }
+
+
+def experts(I, O, heads, k, n, F_, R, master) -> tuple[Int8Tree, Int8Shape]:
+    features = R or I
+
+    def rows(*shape: int) -> Tensor:
+        return torch.randn(shape) / shape[-1] ** 0.5
+
+    dense = Leaves(rows(master, I), torch.randn(master), rows(master, O)) if master else None
+    own = Leaves(rows(n * n, 1, features), 0.1 * torch.randn(n * n, 1), rows(n * n, 1, O))
+    projection = rows(R, I) if R else None
+    return quantise_experts(rows(heads, F_, features), torch.randn(2, n, F_ // 2), k, own, projection, dense)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", EXPERTS, ids=str)
+@pytest.mark.parametrize("T", [0, 1, 3, 65, 300])
+def test_experts_that_product_keys_find(shape, dtype, T, poisoned):
+    tree, sizes = experts(*shape)
+    x = torch.randn(T, shape[0]).to(dtype)
+    y, path = operator(x, tree, sizes)
+    with backend("reference"):
+        expected, way = operator(x, tree, sizes)
+    assert y.dtype == dtype
+    assert path.leaf.shape == (T, shape[2] * shape[3])
+    assert path.logits.shape == (*path.leaf.shape, 1)
+    if not T:
+        return
+    torch.testing.assert_close(path.logits.view(T, shape[2], -1).sum(-1), torch.ones(T, shape[2]))
+    same = (path.leaf == way.leaf).all(-1) & torch.isclose(path.logits, way.logits, 1e-4, 1e-4).flatten(1).all(-1)
+    assert same.float().mean() >= 0.9  # LayerNorm is summed in another order
+    close = torch.isclose(y, expected, 1e-4 if dtype == torch.float32 else 8e-3, 1e-4).all(-1)
+    assert close[same].float().mean() >= 0.9
 
 
 @compiled
@@ -142,9 +187,9 @@ def test_what_is_no_number_shows(value):
 
 
 @compiled
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5], SHAPES[7], GATED, WIDE], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5], SHAPES[7], GATED, WIDE, EXPERTS[1]], ids=str)
 def test_bits_of_a_row_depend_on_nothing_but_the_row(shape):
-    tree, sizes = quantise_tree(**weights(*shape))
+    tree, sizes = experts(*shape) if shape in EXPERTS else quantise_tree(**weights(*shape))
     x = torch.randn(5000, shape[0])
     y, path = operator(x, tree, sizes)
     before = torch.get_num_threads()
@@ -169,9 +214,9 @@ def test_tokens_need_not_be_contiguous():
 
 @compiled
 def test_the_operator_is_a_good_one():
-    tree, sizes = quantise_tree(**weights(*SHAPES[5]))
-    arguments = (torch.randn(9, 100), tree.tensors, [int(n) for n in sizes], 1)
-    torch.library.opcheck(torch.ops.fastff.tree_int8, arguments)
+    for tree, sizes in (quantise_tree(**weights(*SHAPES[5])), experts(*EXPERTS[1])):
+        arguments = (torch.randn(9, 100), tree.tensors, [int(n) for n in sizes], 1)
+        torch.library.opcheck(torch.ops.fastff.tree_int8, arguments)
 
 
 def test_a_gradient_is_refused_where_it_is_asked_for():
@@ -183,17 +228,19 @@ def test_a_gradient_is_refused_where_it_is_asked_for():
 
 @compiled
 def test_what_does_not_fit_is_named():
-    tree, sizes = quantise_tree(**weights(*SHAPES[5]))
+    tree, sizes = experts(*EXPERTS[1])
     x = torch.randn(3, 100)
     for name in Int8Tree._fields:
         wrong = getattr(tree, name)
-        if not wrong.numel():
-            continue
         with pytest.raises(RuntimeError, match=f"{name} must be of shape"):
             operator(x, tree._replace(**{name: wrong[:-1]}), sizes)
         other = torch.float32 if wrong.dtype == torch.uint8 else torch.float64
         with pytest.raises(RuntimeError, match=f"{name} must be"):
             operator(x, tree._replace(**{name: wrong.to(other)}), sizes)
+    for name, value in {"trees": 7, "keys": 0, "key_features": 31, "depth": 1, "leaf_bias": 1}.items():
+        with pytest.raises(RuntimeError, match=name):
+            operator(x, tree, sizes._replace(**{name: value}))
+    tree, sizes = quantise_tree(**weights(*SHAPES[5]))
     for name, value in {
         "trees": 0,
         "depth": 31,

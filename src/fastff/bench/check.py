@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from fastff.bench.candidate import Candidate
 from fastff.nn import PEER, FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
+from fastff.nn.int8_layer import Int8Layer
 from fastff.nn.peer import best_pairs
 from fastff.nn.tree_layer import TreeLayer
-from fastff.ops import use_backend
+from fastff.ops import Int8Tree, tree_int8, use_backend
 
 ROWS = 512  # compared at most
 TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05, "int8": 0.25}  # of the output's root mean square
@@ -150,7 +151,7 @@ def _definition(module: nn.Module) -> FeedForwardLayer:
 
 
 def _in_int8(layer: FeedForwardLayer) -> bool:
-    return isinstance(layer, TreeLayer) and layer.int8 is not None
+    return isinstance(layer, Int8Layer) and layer.int8 is not None
 
 
 def _precise(layer: FeedForwardLayer, candidate: Candidate) -> FeedForwardLayer:
@@ -179,8 +180,7 @@ def _clear(layer: FeedForwardLayer, x: Tensor, dtype: torch.dtype) -> Tensor:
         best = logits.topk(min(layer.top_k + 1, layer.experts), dim=-1).values
         margin = (best[:, :-1] - best[:, 1:])[:, layer.top_k - 1 :]
     elif isinstance(layer, PEER):
-        wanted = min(layer.top_k + 1, layer.experts)
-        logits = best_pairs(layer.seen(x), layer.query_weight, layer.key_weight, wanted)[0].detach().flatten(0, 1)
+        logits = _best_scores(layer, x, min(layer.top_k + 1, layer.experts)).detach().flatten(0, 1)
         margin = (logits[:, :-1] - logits[:, 1:])[:, layer.top_k - 1 :].view(len(x), -1)
     else:
         return torch.ones(len(x), dtype=torch.bool)
@@ -188,6 +188,15 @@ def _clear(layer: FeedForwardLayer, x: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.ones(len(x), dtype=torch.bool)
     rounding = max(torch.finfo(torch.float32).eps * math.sqrt(x.shape[1]), 2 * torch.finfo(dtype).eps)
     return margin.amin(1) > rounding * logits.square().mean().sqrt()
+
+
+def _best_scores(layer: PEER, x: Tensor, count: int) -> Tensor:
+    """Of each head, (T, heads, count), but for a constant."""
+    if layer.int8 is None:
+        return best_pairs(layer.seen(x), layer.query_weight, layer.key_weight, count)[0]
+    shape = layer.int8._replace(trees=layer.heads * count)
+    _, path = tree_int8(x, Int8Tree(**layer._buffers), shape, activation=layer.activation)  # type: ignore[arg-type]
+    return path.logits.view(len(x), layer.heads, count).log()  # of a softmax
 
 
 def _gradients(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from fastff.bench.candidate import LayerCandidate, UnavailableError
 from fastff.bench.opponents import Int8, linear_in_int8
 from fastff.bench.settings import Settings
 from fastff.nn import FeedForward, FeedForwardLayer, build_layer, parse_layer, quantize
-from fastff.nn.tree_layer import TreeLayer
+from fastff.nn.int8_layer import Int8Layer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRECISIONS = (*DTYPES, "int8")
@@ -69,7 +69,7 @@ def layer_candidate(
 
 def has_int8(text: str) -> bool:
     """Whether the layer that `text` names has a form in int8."""
-    return issubclass(parse_layer(text)[0], TreeLayer | FeedForward)
+    return issubclass(parse_layer(text)[0], Int8Layer | FeedForward)
 
 
 def has_sparse(text: str) -> bool:
@@ -78,8 +78,8 @@ def has_sparse(text: str) -> bool:
 
 
 def in_int8(layer: FeedForwardLayer) -> nn.Module:
-    """Trees as `fastff.quantize` makes them, dense layers in PyTorch's dynamic int8."""
-    if isinstance(layer, TreeLayer):
+    """Trees and PEER as `fastff.quantize` makes them, dense layers in PyTorch's dynamic int8."""
+    if isinstance(layer, Int8Layer):
         return quantize(layer)
     if isinstance(layer, FeedForward):
         return Int8(layer)

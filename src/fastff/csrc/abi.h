@@ -91,7 +91,7 @@ struct IndexedBackward : Indexed {
   void *grad_x, *grad_w1, *grad_b1, *grad_w2, *grad_b2, *grad_gate;  // null where none is asked for
 };
 
-// A tree in int8, without gradients. Bytes of weights are unsigned with a zero point of 128, each row has a scale; M rows
+// Trees in int8, or experts that product keys find, without gradients. Bytes of weights are unsigned with a zero point of 128, each row has a scale; M rows
 // of decisions and leaf neurons, P of outputs; columns are padded with zeros to multiples of 64. As
 // fastff/ops/tree_int8/reference.py, which is the definition, has it.
 struct TreeInt8 {
@@ -112,8 +112,13 @@ struct TreeInt8 {
   const float* dense_scale;   // as many
   const float* dense_bias;    // (master,)
   const uint8_t* master_rows;  // (O / 64, master / 4, 64, 4), its output rows, four interleaved
+  int64_t heads;      // that find leaves by product keys, all among the same `leaves`; 0: decisions do, D of them
+  int64_t leaves;     // of a tree, or of all heads
+  int64_t top_k, n, F;  // leaves that a head finds, K = heads * top_k; keys of a half; features of a query, a head's
+  const uint8_t* query_rows;  // (heads * F / 64, R / 4, 64, 4), padded
+  const float *query_scale, *keys;  // as many, and (2, n, F / 2)
   void* y;        // (T, O)
-  float* logits;  // (D, T, K): a level of many walkers lies together
+  float* logits;  // (D, T, K): a level of many walkers lies together; with heads (1, T, K), how leaves are weighed
   int64_t* leaf;  // (T, K)
   int64_t H() const { return gated ? 2 * W : W; }
 };

@@ -15,7 +15,7 @@ def export_command(
     *,
     out: Annotated[Path, typer.Option(help="File to write.")],
     format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}: compiled for C++, or ONNX.")] = "pt2",
-    int8: Annotated[bool, typer.Option("--int8", help="Put the trees into int8 first (pt2 alone).")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Put feedforward layers into int8 first (pt2 alone).")] = False,
 ) -> None:
     """Write a trained model as a file that runs without Python, and check that it computes the same."""
     import fastff

@@ -59,7 +59,7 @@ def _load_package(path: Path) -> Any:
 
 def _write_onnx(program: Any, subject: Subject, path: Path) -> None:
     if any(node.target is torch.ops.fastff.tree_int8.default for node in program.graph.nodes):
-        raise ValueError("format 'onnx' has no trees in int8: export the model as it is before `fastff.quantize`")
+        raise ValueError("format 'onnx' has no layers in int8: export the model as it is before `fastff.quantize`")
     plain = program.run_decompositions({**torch.export.default_decompositions(), **DECOMPOSITIONS})
     made = torch.onnx.export(
         plain, dynamo=True, verbose=False, input_names=list(subject.inputs), output_names=["output"]

@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastff.nn.expert_layer import ExpertLayer
+from fastff.nn.int8_layer import Int8Layer
 from fastff.nn.layer import probability, uniform_, whole_number
 from fastff.nn.routing import ExpertRouting
 from fastff.nn.shared import master_leaf, master_shapes, project
-from fastff.ops import product_keys
+from fastff.ops import Int8Shape, Int8Tree, Leaves, Path, product_keys, quantise_experts
 
 
-class PEER(ExpertLayer):
+class PEER(ExpertLayer, Int8Layer):
     """Each head looks for the `top_k` best of n^2 single neurons ("Mixture of A Million Experts", arXiv 2407.04153).
 
     A head's query has two halves. Each is compared with n keys of its half; expert (i, j) scores the sum of the i-th
@@ -48,6 +49,9 @@ class PEER(ExpertLayer):
     query_weight: nn.Parameter
     key_weight: nn.Parameter
     projection: nn.Parameter  # if there is a rank
+    master_w1: nn.Parameter  # if there is a master leaf
+    master_b1: nn.Parameter
+    master_w2: nn.Parameter
 
     def __init__(
         self,
@@ -148,6 +152,20 @@ class PEER(ExpertLayer):
         if master_w1 is not None and master_b1 is not None and master_w2 is not None:
             y = y + master_leaf(x, master_w1, master_b1, master_w2, self.activation)
         return y
+
+    def weights_in_int8(self) -> tuple[Int8Tree, Int8Shape]:
+        master = Leaves(self.master_w1, self.master_b1, self.master_w2) if self.master_width else None
+        return quantise_experts(
+            self.query_weight,
+            self.key_weight,
+            self.top_k,
+            Leaves(self.expert_w1, self.expert_b1, self.expert_w2),
+            self.projection if self.rank else None,
+            master,
+        )
+
+    def _remember_path(self, path: Path) -> None:
+        self._remember(path.leaf, path.logits.squeeze(-1))
 
     def _routing(self, chosen: Tensor, gate: Tensor) -> ExpertRouting:
         none = gate.new_zeros(self.experts, dtype=torch.float32)

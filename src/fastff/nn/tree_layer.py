@@ -1,23 +1,18 @@
 """Layers made of one or more trees: what they decided, and their weights in int8."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastff.nn.layer import autocasts_input
-from fastff.nn.routed import RoutedLayer
+from fastff.nn.int8_layer import Int8Layer
 from fastff.nn.routing import TreeRouting
-from fastff.ops import Int8Shape, Int8Tree, Leaves, quantise_tree, tree_int8
+from fastff.ops import Int8Shape, Int8Tree, Leaves, Path, quantise_tree
 
 
-class TreeLayer(RoutedLayer):
+class TreeLayer(Int8Layer):
     """A layer made of one or more trees."""
 
     depth: int
-    int8: Int8Shape | None = None  # of the trees, once their weights are in int8
 
     @property
     def routing(self) -> TreeRouting:
@@ -38,72 +33,8 @@ class TreeLayer(RoutedLayer):
     def tree_weights(self) -> dict[str, Tensor | Leaves | None]:
         """The arguments of `fastff.ops.quantise_tree`; whatever else the layer has is no part of its trees."""
 
-    def quantize(self) -> None:
-        """Turn the trees' weights into int8, in place: buffers, named as in `fastff.ops.Int8Tree`.
+    def weights_in_int8(self) -> tuple[Int8Tree, Int8Shape]:
+        return quantise_tree(**self.tree_weights())  # type: ignore[arg-type]
 
-        Raises:
-            RuntimeError: they are already.
-            ValueError: a weight is no number or infinite.
-        """
-        if self.int8 is not None:
-            raise RuntimeError(f"{type(self).__name__} is in int8 already")
-        with torch.no_grad():
-            tree, self.int8 = quantise_tree(**self.tree_weights())  # type: ignore[arg-type]
-        for name in self.parameter_names:
-            if name not in self.float_parameters:
-                delattr(self, name)
-        self.parameter_names = self.float_parameters
-        for name, tensor in tree._asdict().items():
-            if tensor is not None:
-                self.register_buffer(name, tensor)
-        self.__dict__.pop("_record", None)
-
-    @property
-    def float_parameters(self) -> tuple[str, ...]:
-        """Those that are in no tree, and stay as they are when it is quantised."""
-        return ()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As of `FeedForwardLayer`; in int8, x may have any dtype that the operators take, and y has the same.
-
-        Raises:
-            RuntimeError: a layer in int8 is in training mode.
-        """
-        if self.int8 is None:
-            return super().forward(x)
-        if self.training:
-            raise RuntimeError(f"{type(self).__name__} in int8 does not train: call eval() first")
-        self._check_input(x, None, autocasts=False)
-        if autocasts_input(x):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        tokens = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        tree = Int8Tree(*self._buffers.values())  # type: ignore[arg-type]  # registered in this order, and no others
-        y, path = tree_int8(tokens, tree, self.int8, activation=self.activation)
+    def _remember_path(self, path: Path) -> None:
         self._remember(*path)
-        y = self.beside(tokens, y)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
-
-    def beside(self, x: Tensor, y: Tensor) -> Tensor:
-        """y with what the layer adds to its trees, x and y (T, ...): nothing, but where a subclass has more."""
-        return y
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TreeLayer":
-        """As of any module, but scales keep float32, whatever dtype the model is brought to."""
-        scales = {name: t for name, t in self._buffers.items() if t is not None and t.is_floating_point()}
-        super()._apply(fn, recurse)
-        for name, scale in scales.items():
-            new = self._buffers[name]
-            if new is not None and new.dtype != scale.dtype:
-                self._buffers[name] = scale.to(new.device)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        stored = prefix + "in_rows" in state_dict
-        if stored != (self.int8 is not None) and any(name.startswith(prefix) for name in state_dict):
-            *_, errors = others
-            kinds = ("int8", "floating point") if stored else ("floating point", "int8")
-            hint = ": call fastff.quantize(model) before it is loaded" if stored else ""
-            whose = prefix.rstrip(".") or "the layer"
-            errors.append(f"the weights of {whose} are in {kinds[0]}, those of the model in {kinds[1]}{hint}")
-            return
-        super()._load_from_state_dict(state_dict, prefix, *others)

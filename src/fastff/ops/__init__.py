@@ -8,7 +8,7 @@ from fastff.ops.indexed import indexed_feedforward
 from fastff.ops.leaf_probabilities import leaf_probabilities
 from fastff.ops.product_keys import product_keys
 from fastff.ops.tree import GRADIENTS, Leaves, Path, tree_feedforward
-from fastff.ops.tree_int8 import Int8Shape, Int8Tree, quantise_tree, tree_int8
+from fastff.ops.tree_int8 import Int8Shape, Int8Tree, quantise_experts, quantise_tree, tree_int8
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,6 +28,7 @@ __all__ = [
     "instruction_set",
     "leaf_probabilities",
     "product_keys",
+    "quantise_experts",
     "quantise_tree",
     "tree_feedforward",
     "tree_int8",

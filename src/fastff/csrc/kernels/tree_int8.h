@@ -4,6 +4,7 @@
 
 #include "block.h"
 #include "int8.h"
+#include "product_keys.h"
 #include "sort.h"
 
 namespace FASTFF_ISA {
@@ -63,6 +64,7 @@ class TreeInt8Pass {
     Scratch<float> value(own_ * walk.stride), every((together_ ? n : 1) * total);
     walk.row = row;
     walk.value = value;
+    if (a_.heads) find_leaves(first, n, walk);
     for (int64_t w = 0; w < walk.n; w += kGroups * kWalkers) descend(walk, w);
     if (together_) through_leaves(first, n, walk, leaf, every + all, total);
     const float* master_scale = a_.out_scale + a_.out_count;
@@ -87,7 +89,7 @@ class TreeInt8Pass {
 
   // y of tokens [first, first + n), whose terms are given, those of leaves too.
   void put_out_together(int64_t first, int64_t n, const Terms& terms, const LeafTerms& leaf) const {
-    int64_t K = a_.K, L = nodes_ + 1, count = terms.count, shared = shared_terms(), rows = a_.W * a_.leaf_S;
+    int64_t K = a_.K, L = a_.leaves, count = terms.count, shared = shared_terms(), rows = a_.W * a_.leaf_S;
     Scratch<ColumnSums> sums(n);
     Scratch<uint8_t> fours(leaf.width * kColumnBlock);
     for (int64_t c = 0; c < divide_up(a_.O, kColumnBlock); c++) {
@@ -171,6 +173,40 @@ class TreeInt8Pass {
     const int8_t* x[kWalkers];
   };
 
+  // Products of at most kSharedTokens tokens, `columns` bytes each, with `rows` rows, whole blocks: (tokens, rows).
+  static void shared_products(const uint8_t* weight, const float* scale, int64_t rows, const int8_t* q, int64_t columns,
+                              const Quantised* x, int tokens, float* value) {
+    for (int64_t r = 0; r < rows; r += kColumnBlock) {
+      alignas(64) ColumnSums sums[kSharedTokens] = {};
+      add_shared(sums, tokens, weight + r * columns, q, columns, columns);
+      for (int i = 0; i < tokens; i++) {
+        int32_t zero = kCentred ? 0 : 128 * x[i].total;
+        for (int64_t e = 0; e < kColumnBlock; e += kLanes)
+          store_plain(value + i * rows + r + e, __builtin_convertvector(sums[i].part[e / kLanes] - zero, Vec) *
+                                                    (x[i].scale * load_as<Vec>(scale + r + e)));
+      }
+    }
+  }
+
+  // The leaves of tokens [first, first + n) by product keys, and the softmax over a head's, which weighs them.
+  void find_leaves(int64_t first, int64_t n, const Walk& walk) const {
+    int64_t H = a_.heads, F = a_.F, k = a_.top_k, rows = whole_lines(H * F);
+    Scratch<float> value(kSharedTokens * rows), query(n * H * F);
+    for (int64_t t = 0; t < n; t += kSharedTokens) {
+      int count = int(least(kSharedTokens, n - t));
+      shared_products(a_.query_rows, a_.query_scale, rows, walk.bytes + t * R_, R_, walk.x + t, count, value);
+      for (int i = 0; i < count; i++) copy(query + (t + i) * H * F, value + i * rows, H * F);
+    }
+    for (int64_t q = 0; q < n * H; q++) normalise(query + q * F, F);
+    float* gate = a_.logits + first * a_.K;
+    product_keys({n * H, a_.n, F, k, query, a_.keys, gate, a_.leaf + first * a_.K}, Pool{1, nullptr});
+    for (int64_t q = 0; q < n * H; q++) {  // scores descend
+      float *g = gate + q * k, best = g[0], sum = 0;
+      for (int64_t p = 0; p < k; p++) sum += g[p] = __builtin_expf(g[p] - best);
+      for (int64_t p = 0; p < k; p++) g[p] /= sum;
+    }
+  }
+
   // Products with the rows that every token has: LayerNorm of the projection, in bytes again, and the hidden neurons of
   // the master leaf.
   void project(int64_t n, int8_t* q, Quantised* x, int8_t* z, float* hidden) const {
@@ -178,16 +214,7 @@ class TreeInt8Pass {
     Scratch<float> value(kSharedTokens * rows);
     for (int64_t t = 0; t < n; t += kSharedTokens) {
       int count = int(least(kSharedTokens, n - t));
-      for (int64_t r = 0; r < rows; r += kColumnBlock) {
-        alignas(64) ColumnSums sums[kSharedTokens] = {};
-        add_shared(sums, count, a_.dense_rows + r * I_, q + t * I_, I_, I_);
-        for (int i = 0; i < count; i++) {
-          int32_t zero = kCentred ? 0 : 128 * x[t + i].total;
-          for (int64_t e = 0; e < kColumnBlock; e += kLanes)
-            store_plain(value + i * rows + r + e, __builtin_convertvector(sums[i].part[e / kLanes] - zero, Vec) *
-                                                      (x[t + i].scale * load_as<Vec>(a_.dense_scale + r + e)));
-        }
-      }
+      shared_products(a_.dense_rows, a_.dense_scale, rows, q + t * I_, I_, x + t, count, value);
       for (int i = 0; i < count; i++) {
         float* v = value + i * rows;
         if (a_.master) {
@@ -350,9 +377,9 @@ class TreeInt8Pass {
     group.first = first;
     group.n = int(least(kWalkers, walk.n - first));
     for (int i = 0; i < kWalkers; i++) {
-      group.tree[i] = int32_t(tree);
-      group.node[i] = 0;
-      group.row[i] = int32_t(tree * (a_.D ? nodes_ : a_.H()));
+      group.tree[i] = a_.heads ? 0 : int32_t(tree);
+      group.node[i] = a_.heads ? int32_t(a_.leaf[walk.first + first + least(i, group.n - 1)]) : 0;
+      group.row[i] = int32_t(a_.heads ? group.node[i] * a_.H() : tree * (a_.D ? nodes_ : a_.H()));
       group.x[i] = walk.bytes + token * R_;
       group.scale[i] = walk.x[token].scale;
       group.total[i] = kCentred ? 0 : 128 * walk.x[token].total;
@@ -373,6 +400,8 @@ class TreeInt8Pass {
       float gate[kWalkers];
       logits_and_gates(group, gate);
       put(walk, slot + w, group, outputs, sides, neuron, gate);
+      for (int i = 0; a_.heads && i < group.n; i++)
+        walk.value[(slot + w) * walk.stride + group.first + i] *= a_.logits[walk.first + group.first + i];
       for (int i = 0; i < kWalkers; i++) group.row[i]++, neuron[i]++;
     }
     if (!together_) slot += W;
@@ -465,7 +494,7 @@ class TreeInt8Pass {
 template <class T>
 void tree_int8(const TreeInt8& a, const Pool& pool) {
   int64_t share = most(1, least(kOutputTokens, divide_up(a.T, pool.threads)));
-  bool together = a.W >= kNeurons && share >= kReaching << a.D;
+  bool together = a.W >= kNeurons && share >= kReaching << a.D && !a.heads;
   TreeInt8Pass<T> pass(a, together);
   int64_t count = pass.terms(), all = count + pass.shared_terms(), width = pass.leaf_terms();
   for_each(pool, divide_up(a.T, share), [&](int64_t i) {

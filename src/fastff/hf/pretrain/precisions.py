@@ -11,13 +11,13 @@ from fastff.hf.pretrain.data import EvaluationRows, make_collator, packed
 from fastff.hf.pretrain.models import KINDS
 from fastff.hf.text import load_tokenizer
 from fastff.nn import quantize
-from fastff.nn.tree_layer import TreeLayer
+from fastff.nn.int8_layer import Int8Layer
 
 BATCH = 32  # sequences
 
 
 def losses_by_precision(config: PretrainConfig, folder: str | Path) -> dict[str, float]:
-    """Validation loss of a run, also with the whole model in bfloat16, and with its trees in int8, if it has any.
+    """Validation loss of a run, of its model in bfloat16, and with trees or product keys in int8, if it has any.
 
     Args:
         config: of the run.
@@ -37,7 +37,7 @@ def losses_by_precision(config: PretrainConfig, folder: str | Path) -> dict[str,
     rows = packed(config, tokenizer, "validation", config.objective == "masked", config.validation)
     batch = EvaluationRows(rows, make_collator(config.objective, tokenizer, config.mask_share), config.seed).batch
     found = {"float32": _loss(model, batch), "bfloat16": _loss(copy.deepcopy(model).to(torch.bfloat16), batch)}
-    if any(isinstance(module, TreeLayer) for module in model.modules()):
+    if any(isinstance(module, Int8Layer) for module in model.modules()):
         quantize(model)
         found["int8"] = _loss(model, batch)
     return found

@@ -14,7 +14,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from fastff.hf.replace.config import METHOD, FeedForwardConfig
 from fastff.hf.replace.exchange import exchange
 from fastff.nn import FeedForwardLayer, TreeFeedForward
-from fastff.nn.tree_layer import TreeLayer
+from fastff.nn.int8_layer import Int8Layer
 
 
 class FeedForwardQuantizer(HfQuantizer):
@@ -77,7 +77,7 @@ def _to_int8(model: PreTrainedModel, files: list[str]) -> None:
                 raise ValueError(f"{file} must be a safetensors file, it is damaged: {error}") from None
     for name, layer in _layers(model):
         # A file of a whole model may be read by the model inside, and the reverse.
-        if isinstance(layer, TreeLayer) and any(
+        if isinstance(layer, Int8Layer) and any(
             f".{n}".endswith(f".{name}") or f".{name}".endswith(f".{n}") for n in stored
         ):
             layer.quantize()

@@ -21,8 +21,8 @@ from fastff.hf.model_card import write_model_card
 from fastff.hf.ultra_fast_bert import crammed
 from fastff.hf.ultra_fast_bert.configuration import UltraFastBertConfig
 from fastff.nn import FeedForwardLayer, TreeFeedForward, build_layer, parse_layer, quantize
+from fastff.nn.int8_layer import Int8Layer
 from fastff.nn.layer import is_bias
-from fastff.nn.tree_layer import TreeLayer
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -164,7 +164,7 @@ class UltraFastBertPreTrainedModel(PreTrainedModel):
         merged = any(isinstance(module, TreeFeedForward) and not module.shared_base for module in self.modules())
         if text and merged and parse_layer(text)[1].get("shared_base", True):  # since `fastff.merge_base`
             self.config.feedforward = f"{text},shared_base=false"
-        self.config.int8 = any(isinstance(module, TreeLayer) and module.int8 is not None for module in self.modules())
+        self.config.int8 = any(isinstance(module, Int8Layer) and module.int8 is not None for module in self.modules())
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True) and not (Path(save_directory) / "README.md").exists():
             write_model_card(self, save_directory)

@@ -15,15 +15,15 @@ from fastff.ops.tree_int8.reference import Int8Shape, Int8Tree
 
 
 def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str = "gelu") -> tuple[Tensor, Path]:
-    """What `tree_feedforward` computes, with weights and tokens in bytes.
+    """What `tree_feedforward` or, with product keys, `PEER` computes, with weights and tokens in bytes.
 
     Args:
         x: (T, I), float32, bfloat16 or float16 (on the reference backend any floating-point type).
-        tree, shape: as `quantise_tree` makes them.
+        tree, shape: as `quantise_tree` or `quantise_experts` makes them.
         activation: a key of `fastff.ops.ACTIVATIONS`, of one-sided neurons.
 
     Returns:
-        y (T, O) in the dtype of x, and the path.
+        y (T, O) in the dtype of x, and the path; of product keys the experts as leaves, and their weights as logits.
 
     Raises:
         RuntimeError: tensors do not fit together; or in a backward, as there are no gradients.

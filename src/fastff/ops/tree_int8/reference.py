@@ -1,4 +1,4 @@
-"""Trees in int8: the definition, in PyTorch's own operations, for inference alone.
+"""Trees in int8, or experts that product keys find: the definition, in PyTorch's own operations, for inference alone.
 
 A row of weights is bytes q, unsigned with a zero point of 128, and one scale: w = scale * (q - 128). Tokens, what a
 projection makes of them, and the factors of output rows are signed bytes in [-127, 127] with one scale a token, made
@@ -7,6 +7,7 @@ thread.
 
 Shapes: T tokens, K trees, D levels, N = 2^D - 1 nodes, L = 2^D leaves, W leaf width, S output rows a node (0: nodes do
 not contribute), R features that decisions and leaves see, M and P rows. Columns are padded to whole lines of 64 bytes.
+With heads of product keys there are no decisions: each of the K is a choice, and all choose among the same L leaves.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastff.ops.activation import activate
+from fastff.ops.product_keys.reference import product_keys
 from fastff.ops.tree.reference import Path, nodes_above
 
 COLUMN_BLOCK = 64  # columns of an output row that lie together
@@ -23,7 +25,7 @@ ZERO_POINT = 128
 
 
 class Int8Tree(NamedTuple):
-    """The weights of K trees.
+    """The weights of K trees, or of the experts among which heads choose.
 
     Attributes:
         in_rows, in_scale, in_bias: (M, R padded) uint8, (M,) and (M,) float32: the K * N nodes, tree after tree, then
@@ -36,6 +38,9 @@ class Int8Tree(NamedTuple):
             leaves then see LayerNorm(P x) in place of x, then those of the master leaf, both to a multiple of 64.
         dense_bias: (master,) float32, or None.
         master_rows: (C, master / 4, 64, 4) uint8, the output rows of the master leaf, four interleaved, or None.
+        query_rows, query_scale: the heads * key_features rows that make queries of what leaves see, as dense_rows, or
+            None.
+        keys: (2, n, key_features / 2) float32, or None.
     """
 
     in_rows: Tensor
@@ -47,6 +52,9 @@ class Int8Tree(NamedTuple):
     dense_scale: Tensor | None = None
     dense_bias: Tensor | None = None
     master_rows: Tensor | None = None
+    query_rows: Tensor | None = None
+    query_scale: Tensor | None = None
+    keys: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -58,7 +66,7 @@ class Int8Shape(NamedTuple):
     """What tensors do not say of themselves.
 
     Attributes:
-        trees, depth: K and D.
+        trees, depth: K and D; with heads the leaves that a token chooses, and 0.
         sides: S, output rows of a node.
         leaf_width, leaf_sides: W, and output rows of each of a leaf's neurons; 0 where a tree has no leaves.
         leaf_bias: 1 where leaves have output biases, else 0.
@@ -66,6 +74,7 @@ class Int8Shape(NamedTuple):
         rank: of the projection; 0: none.
         master: hidden neurons of the master leaf.
         gated: 1 where the neurons of leaves are gated, else 0.
+        heads, keys, key_features: of product keys; 0: decisions find the leaves. A half has `keys` keys.
     """
 
     trees: int
@@ -78,15 +87,26 @@ class Int8Shape(NamedTuple):
     rank: int = 0
     master: int = 0
     gated: int = 0
+    heads: int = 0
+    keys: int = 0
+    key_features: int = 0
+
+    @property
+    def leaves(self) -> int:
+        """Of all trees or heads."""
+        return self.keys**2 if self.heads else self.trees * 2**self.depth
+
+    @property
+    def nodes(self) -> int:
+        return self.trees * (2**self.depth - 1)
 
     @property
     def in_rows(self) -> int:
-        return self.trees * (2**self.depth - 1 + 2**self.depth * self.leaf_width * (1 + self.gated))
+        return self.nodes + self.leaves * self.leaf_width * (1 + self.gated)
 
     @property
     def out_rows(self) -> int:
-        leaf = self.leaf_width * self.leaf_sides + self.leaf_bias
-        return self.trees * ((2**self.depth - 1) * self.sides + 2**self.depth * leaf)
+        return self.nodes * self.sides + self.leaves * (self.leaf_width * self.leaf_sides + self.leaf_bias)
 
 
 def padded(columns: int) -> int:
@@ -102,15 +122,20 @@ def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     return q.double(), largest / 127
 
 
+def _shared_products(q: Tensor, scale: Tensor, rows: Tensor, row_scale: Tensor) -> Tensor:
+    """Tokens q (T, n) with rows that all have, as `Int8Tree.dense_rows`: (T, rows padded), float32."""
+    weight = rows.transpose(1, 2).flatten(2).flatten(0, 1)[:, : q.shape[1]].double() - ZERO_POINT
+    return (q @ weight.T).float() * (scale * row_scale)
+
+
 def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -> tuple[Tensor, Path]:
     """As `fastff.ops.tree_int8`."""
-    K, D, S, W, leaf_S, has_bias, O, rank, master, gated = shape
+    K, D, S, W, leaf_S, has_bias, O, rank, master, gated, heads, _, key_features = shape
     T, N, L = x.shape[0], 2**D - 1, 2**D
     q, scale = quantise_tokens(x)
     terms: list[tuple[Tensor, Tensor]] = []  # (T, ...): rows, and what they are multiplied with
     if tree.dense_rows is not None and tree.dense_scale is not None and tree.dense_bias is not None:
-        rows = tree.dense_rows.transpose(1, 2).flatten(2).flatten(0, 1)[:, : x.shape[1]].double() - ZERO_POINT
-        z = (q @ rows.T).float() * (scale * tree.dense_scale)
+        z = _shared_products(q, scale, tree.dense_rows, tree.dense_scale)
         if master:
             first = padded(rank)
             hidden = activate(z[:, first : first + master] + tree.dense_bias, activation)
@@ -128,13 +153,21 @@ def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -
     def amplitude(z: Tensor, sides: int) -> Tensor:
         return z.abs() if sides == 2 else activate(z, activation)
 
-    node = torch.zeros(T, K, dtype=torch.int64, device=x.device)
-    found: list[Tensor] = []
-    for _ in range(D):
-        found.append(logits(tree_K * N + node))
-        node = 2 * node + 1 + (found[-1] >= 0).long()
-    leaf = node - N
-    path = Path(torch.stack(found, -1) if found else scale.new_zeros(T, K, 0), leaf)
+    gate: Tensor | None = None
+    if tree.query_rows is not None and tree.query_scale is not None and tree.keys is not None:
+        query = _shared_products(q, scale, tree.query_rows, tree.query_scale)[:, : heads * key_features]
+        query = F.layer_norm(query.unflatten(1, (heads, key_features)), (key_features,))
+        score, pair = product_keys(query, tree.keys, K // heads)
+        gate, leaf = score.softmax(-1).flatten(1), pair.flatten(1)
+        path, tree_K = Path(gate.unsqueeze(-1), leaf), torch.zeros_like(tree_K)  # all choose among the same leaves
+    else:
+        node = torch.zeros(T, K, dtype=torch.int64, device=x.device)
+        found: list[Tensor] = []
+        for _ in range(D):
+            found.append(logits(tree_K * N + node))
+            node = 2 * node + 1 + (found[-1] >= 0).long()
+        leaf = node - N
+        path = Path(torch.stack(found, -1) if found else scale.new_zeros(T, K, 0), leaf)
 
     if S:
         row = (tree_K * N).unsqueeze(-1) + nodes_above(leaf, D)
@@ -146,7 +179,8 @@ def tree_int8(x: Tensor, tree: Int8Tree, shape: Int8Shape, *, activation: str) -
         z = logits(first)
         row = 2 * neuron + (z >= 0).long() if leaf_S == 2 else neuron
         factor = amplitude(z, leaf_S)
-        terms.append((K * N * S + row, factor * logits(first + W) if gated else factor))
+        factor = factor * logits(first + W) if gated else factor
+        terms.append((K * N * S + row, factor if gate is None else factor * gate))
     if has_bias:
         terms.append((K * (N * S + L * W * leaf_S) + tree_K * L + leaf, torch.ones_like(scale).expand(T, K)))
     row_TM, factor_TM = (torch.cat([t.flatten(1) for t in kind], 1) for kind in zip(*terms, strict=True))
