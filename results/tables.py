@@ -10,10 +10,12 @@ import math
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 import pictures  # beside this file
+from scipy.stats import linregress
 
 from fastff.bench.duration import duration
 from fastff.bench.suites import generate, models
@@ -112,6 +114,43 @@ def decoder_table(summary: dict) -> str:
         f"torch {versions['torch']}, transformers {versions['transformers']}."
     )
     return "\n".join(lines)
+
+
+def budget_table(summary: dict) -> str:
+    """Validation loss of decoders after training with several budgets, and how it falls, as a Markdown table.
+
+    Of trees that grew during different shares of the steps the better ones count. The fit is a power law, a line
+    through all runs in logarithms; its error is the standard error of the slope.
+    """
+    losses: dict[str, dict[int, dict[float, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    budgets: set[int] = set()
+    for name in summary["budgets"]:
+        of_budget = json.loads((HERE / f"{name}.json").read_text())
+        budgets.add(of_budget["tokens"])
+        for run in of_budget["runs"]:
+            losses[run["layer"]][of_budget["tokens"]][run["grow"]].append(run["validation_loss"])
+    heads = [
+        "feedforward layer",
+        *(f"{tokens / 1e6:.0f} M tokens" for tokens in sorted(budgets)),
+        "for twice the tokens",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    best = {layer: {t: min(of.values(), key=mean) for t, of in found.items()} for layer, found in losses.items()}
+    for layer, found in sorted(best.items(), key=lambda pair: mean(pair[1][max(pair[1])])):
+        if len(found) < 3:
+            continue
+        cells = [plus_minus(mean_and_error(found[t]), digits=3) if t in found else "" for t in sorted(budgets)]
+        points = [(math.log2(t), math.log(loss)) for t, runs in found.items() for loss in runs]
+        slope, error = slope_and_error(*zip(*points, strict=True))
+        fall = [100 * (1 - math.exp(slope)), 100 * error]
+        lines.append("| " + " | ".join([layer, *cells, f"−{fall[0]:.1f} ± {fall[1]:.1f} %"]) + " |")
+    return "\n".join(lines)
+
+
+def slope_and_error(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Of the line of least squares through three points or more."""
+    fit = linregress(x, y)
+    return float(fit.slope), float(fit.stderr)
 
 
 def distil_table(summary: dict) -> str:
@@ -270,7 +309,9 @@ def main() -> int:
     def fill(match: re.Match[str]) -> str:
         name, _, cache = match[1].partition(" ")
         summary = json.loads((HERE / f"{name}.json").read_text())
-        if "models" in summary:
+        if "budgets" in summary:
+            written = budget_table(summary)
+        elif "models" in summary:
             written = finetune_table(summary)
         elif "equal_loss" in summary:
             written = equal_loss_table(summary)

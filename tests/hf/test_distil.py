@@ -32,6 +32,7 @@ from fastff.hf.distillation.initial import start_from_neurons
 from fastff.hf.distillation.models import recommended
 from fastff.hf.pretrain.schedule import Progress
 from fastff.hf.text import train_tokenizer
+from processes_common import DDP, launch
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -395,3 +396,37 @@ def test_tied_weights_are_saved_once():
     tied = {"student.bert.embeddings.word_embeddings.weight", "student.cls.predictions.decoder.weight"}
     assert len(names & tied) == 1
     assert SimpleNamespace(**d.load_state_dict(d.state_dict(), strict=False)._asdict()).unexpected_keys == []
+
+
+TWO_PROCESSES = """
+import json, sys
+from fastff.hf.distillation import DistilConfig, distil
+from fastff.hf.distillation.run import DistilRun
+
+finish = DistilRun.finish
+def checked(self):
+    assert self.trainer.accelerator.num_processes == 2
+    return finish(self)
+DistilRun.finish = checked
+distil(DistilConfig(**json.loads(sys.argv[2])), sys.argv[1], quiet=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["causal", "embedding"])
+def test_two_processes_learn_as_one_does(tmp_path, folders, text, objective):
+    rounding = {"epsilon": 1e-3}  # does not decide the direction of a step
+    c = config(text, folders[objective], batch_size=2, start_batch=8, end_batch=8, **rounding)
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    done = launch(script, DDP, [str(tmp_path / "two"), json.dumps(c.to_dict())])
+    assert not done.returncode, done.stderr[-3000:]
+    # One process that takes as much at once sees the same sequences at each step. It divides them otherwise into parts,
+    # each of which is measured by its own variance.
+    result = distil(c, tmp_path / "one", quiet=True)
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["tokens"] == result["tokens"]
+    assert two["missed_mean"] == pytest.approx(result["missed_mean"], abs=0.01)
+    assert two["kept"].keys() == result["kept"].keys()
+    model, alone = (KINDS[objective].from_pretrained(tmp_path / name / "model") for name in ("two", "one"))
+    assert all(a.shape == b.shape for a, b in zip(model.parameters(), alone.parameters(), strict=True))

@@ -14,6 +14,7 @@ from fastff.hf.pretrain.precisions import losses_by_precision
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 CHEAP = "tree:depth=3,leaf_width=1,trees=4,rank=16,contributing=false,leaf_bias=false,master_width=8"
+PEER = "peer:experts=25,heads=2,top_k=3,key_features=8,rank=16,master_width=8"
 IDS = torch.arange(24).view(2, 12)
 
 
@@ -24,12 +25,16 @@ def llama(layer: str = CHEAP) -> PreTrainedModel:
     return replace_feedforward(model, layer)
 
 
+def llama_of_experts() -> PreTrainedModel:
+    return llama(PEER)
+
+
 def bert() -> PreTrainedModel:
     torch.manual_seed(0)
     return UltraFastBertForMaskedLM(UltraFastBertConfig(**SIZES, feedforward="ultra:depth=3")).eval()
 
 
-@pytest.mark.parametrize("make", [llama, bert])
+@pytest.mark.parametrize("make", [llama, llama_of_experts, bert])
 @torch.no_grad()
 def test_saved_and_loaded(make, tmp_path):
     model = make()

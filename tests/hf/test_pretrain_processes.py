@@ -1,25 +1,21 @@
 """Pretraining in two processes on the CPU (gloo), by DDP and by FSDP2."""
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes_common import DDP, launch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fastff.hf.pretrain import PretrainConfig, pretrain
 
-SECONDS = 200
-LAUNCH = ("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 KINDS = {
-    "ddp": ("--multi_gpu",),
+    "ddp": DDP,
     "fsdp2": ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
 }
 SCRIPT = """
@@ -50,17 +46,11 @@ pretrain(PretrainConfig(**values), out, resume=True, quiet=True)
 """
 
 
-def launch(folder: Path, kind: str, config: PretrainConfig, killed: int = 0) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, kind: str, config: PretrainConfig, killed: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the script above in two processes; `killed` is the step at which both are."""
     script = folder.with_suffix(".py")
     script.write_text(SCRIPT)
-    port = str(20_000 + (os.getpid() + time.time_ns()) % 20_000)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, *KINDS[kind], "--main_process_port", port]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
-    arguments = [str(script), str(folder), kind, str(killed), json.dumps(config.to_dict())]
-    return subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    return launch(script, KINDS[kind], [str(folder), kind, str(killed), json.dumps(config.to_dict())])
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +83,13 @@ def config(tmp_path_factory) -> PretrainConfig:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one_does_and_resume_when_killed(tmp_path, config, kind):
     out = tmp_path / "killed"
-    done = launch(out, kind, config, killed=7)
+    done = run(out, kind, config, killed=7)
     assert done.returncode, "it was to be killed"
     assert str(signal.SIGKILL.value) in done.stderr
     assert list((out / "checkpoints").glob("checkpoint-*/progress.json"))
-    done = launch(out, kind, config)
+    done = run(out, kind, config)
     assert not done.returncode, done.stderr[-3000:]
-    done = launch(tmp_path / "whole", kind, config)
+    done = run(tmp_path / "whole", kind, config)
     assert not done.returncode, done.stderr[-3000:]
     resumed, whole = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("killed", "whole"))
     for name, values in whole.items():
