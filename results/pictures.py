@@ -113,8 +113,8 @@ def _neuron(ax: Axes, neuron: tuple[int, int], leaf: bool, on_path: bool) -> Non
 
 # Each with the results that it shows.
 PICTURES: dict[str, tuple[Callable[[dict], Figure], str | None]] = {
-    "equal-loss": (equal_loss, "bench/equal-768/equal-loss"),
-    "equal-loss-all": (equal_loss_all, "bench/equal-768/equal-loss"),
+    "equal-loss": (equal_loss, "bench/equal-768-zen4/equal-loss"),
+    "equal-loss-all": (equal_loss_all, "bench/equal-768-zen4/equal-loss"),
     "width": (width, "bench/width"),
     "tree": (tree, None),
 }

@@ -92,6 +92,8 @@ def decoder_table(summary: dict) -> str:
     shown = sorted({points[len(points) * share // 4 - 1] for share in (1, 2, 4)})
     heads = ["feedforward layer", "neurons", "executed", "share"]
     heads += [f"loss after {tokens / 1e6:.1f} M tokens" for tokens in shown]
+    gain = gain_of(summary["runs"])
+    heads += ["gain kept"] if gain else []
     heads += ["effective leaves", "training time", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     layers, by_layer = summary["layers"], defaultdict(list)
@@ -104,6 +106,9 @@ def decoder_table(summary: dict) -> str:
         cells = [runs[0]["layer"] + growth, count(neurons // layers), count(executed // layers)]
         cells += [f"{100 * executed / neurons:.1f} %"]
         cells += [plus_minus(mean_and_error([loss[tokens] for loss in losses]), digits=3) for tokens in shown]
+        if gain:
+            none, dense = gain
+            cells.append(f"{100 * (none - mean(run['validation_loss'] for run in runs)) / (none - dense):.0f} %")
         routed = [layer for run in runs for layer in run.get("layers", {}).values() if layer["leaves"] > 1]
         used = f"{mean(layer['effective_leaves'] for layer in routed):.0f} of {routed[0]['leaves']}" if routed else ""
         cells += [used, f"{mean(run['seconds'] for run in runs) / 60:.0f} min", str(len(runs))]
@@ -114,6 +119,16 @@ def decoder_table(summary: dict) -> str:
         f"torch {versions['torch']}, transformers {versions['transformers']}."
     )
     return "\n".join(lines)
+
+
+def gain_of(runs: list[dict]) -> tuple[float, float] | None:
+    """Loss of the layer of one neuron, which is as good as none, and of the best dense one; None without the former."""
+    losses = defaultdict(list)
+    for run in runs:
+        if run["layer"].startswith("dense:"):
+            losses[run["layer"]].append(run["validation_loss"])
+    none = [mean(found) for layer, found in losses.items() if layer.startswith("dense:width=1,")]
+    return (none[0], min(map(mean, losses.values()))) if none else None
 
 
 def budget_table(summary: dict) -> str:

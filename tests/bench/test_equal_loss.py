@@ -159,5 +159,6 @@ def test_short_names():
     assert short_name(TREE) == "8 trees d9"
     text = "tree:depth=11,leaf_width=2,trees=16,rank=64,contributing=false,master_width=64,gradient=chosen"
     assert short_name(text) == "16 trees d11 l2 r64 + 64 dense chosen"
+    assert short_name("peer:experts=25,top_k=4,rank=64,master_width=128") == "PEER 8 x 4 r64 + 128 dense"
     assert short_name("ultra:depth=6,trees=8") == "ultra 8 trees d6"
     assert short_name("dense:width=256,activation=gelu") == "dense:width=256"

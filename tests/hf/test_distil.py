@@ -221,6 +221,7 @@ def test_which_row_of_a_gated_neuron_is_activated(first):
         ("tree:depth=2,leaf_width=30,contributing=false,gated=true", 1e-4),
         ("tree:depth=2,leaf_width=12,contributing=false,gated=true", 0.5),
         ("tree:depth=2,leaf_width=6,trees=2,contributing=false,gated=true", 0.5),
+        ("peer:experts=25,heads=2,top_k=2,key_features=4,rank=8,master_width=12", 0.5),
         ("moe:experts=3,expert_width=8,top_k=2,noise=false", 0.9),
         ("moe:experts=3,expert_width=8,top_k=2,noise=false,gated=true", 0.8),
     ],

@@ -111,13 +111,16 @@ def page_colour(kind: str) -> str:
 
 
 def short_name(text: str) -> str:
-    """Of a layer, for a picture: trees and depth, then what is not usual."""
+    """Of a layer, for a picture: trees and depth, or heads and the experts of each, then what is not usual."""
     name, options = text.partition(":")[0], parse_layer(text)[1]
-    if name not in ("tree", "ultra"):
+    if name not in ("tree", "ultra", "peer"):
         return text.replace("activation=gelu", "").strip(",")
     trees = options.get("trees", 1)
     parts = ["ultra"] if name == "ultra" else []
-    parts.append(f"{trees} tree{'s' * (trees > 1)} d{options['depth']}")
+    if name == "peer":
+        parts.append(f"PEER {options.get('heads', 8)} x {options.get('top_k', 16)}")
+    else:
+        parts.append(f"{trees} tree{'s' * (trees > 1)} d{options['depth']}")
     if options.get("leaf_width", 1) != 1:
         parts.append(f"l{options['leaf_width']}")
     if options.get("rank"):

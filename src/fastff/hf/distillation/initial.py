@@ -14,7 +14,7 @@ from fastff.hf.distillation.distiller import Distiller, captured
 from fastff.hf.distillation.experts import start_experts
 from fastff.hf.distillation.fit import Neurons, fit, values
 from fastff.hf.distillation.leaves import has_own_leaves, start_leaves
-from fastff.nn import FeedForward, FeedForwardLayer, MoE, TreeFeedForward
+from fastff.nn import PEER, FeedForward, FeedForwardLayer, MoE, TreeFeedForward
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def start(layer: FeedForwardLayer, neurons: Neurons | None, x_TI: Tensor, y_TO: 
 
 class _Rows:
     """The neurons that every token runs at first, as one dense layer: of a dense layer all, of trees that will grow
-    those of the paths, of trees that see a projection the master leaf's.
+    those of the paths, of trees that see a projection and of PEER the master leaf's.
 
     Args:
         inputs: pairs of a weight (..., G, in) and a bias (..., G), whose neurons follow each other; G = 2 if gated.
@@ -87,15 +87,15 @@ class _Rows:
         if isinstance(layer, FeedForward):
             w1, b1 = (p.detach().unflatten(0, (-1, layer.width)).transpose(0, 1) for p in (layer.w1, layer.b1))
             return cls([(w1, b1)], [layer.w2.unsqueeze(-2)], [layer.b2], layer.activation)
-        if not isinstance(layer, TreeFeedForward):
+        if not isinstance(layer, TreeFeedForward | PEER):
             return None
         p = {name: getattr(layer, name) for name in layer.parameter_names}
-        leaf = "base" if layer.shared_base else "leaf"
-        biases = [p[f"{leaf}_b2"][:, :1]] if layer.leaf_bias else []
-        if layer.rank is not None or not layer.contributing:
+        leaf = "expert" if isinstance(layer, PEER) else "base" if layer.shared_base else "leaf"
+        biases = [p[f"{leaf}_b2"][:, :1]] if f"{leaf}_b2" in p else []
+        if isinstance(layer, PEER) or layer.rank is not None or not layer.contributing:
             if not layer.master_width:
                 return None
-            p[f"{leaf}_w2"].zero_()  # what the trees add is learned
+            p[f"{leaf}_w2"].zero_()  # what trees or experts add is learned
             master = p["master_w1"].unsqueeze(-2), p["master_b1"].unsqueeze(-1)
             return cls([master], [p["master_w2"].unsqueeze(-2)], biases, layer.activation)
         if not biases:
