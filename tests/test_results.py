@@ -51,12 +51,13 @@ def test_minilm(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["minilm.py", *arguments, "--layers", *layers])
     runpy.run_path(str(RESULTS / "minilm.py"), run_name="__main__")
     found = json.loads((out / "minilm.json").read_text())["distilled"]
-    assert list(found) == [name + more for more in ("", ", int8") for name in ("original", *layers)]
+    sparse = ["original, largest 50 %", "original, largest 25 %"]
+    assert list(found) == [name + more for more in ("", ", int8") for name in ("original", *layers)] + sparse
     assert found["original"]["agreement"] == pytest.approx(1)
     assert all(0 <= row["probe"] <= 1 and set(row["milliseconds"]) == {"1x64", "32x64"} for row in found.values())
     monkeypatch.syspath_prepend(str(RESULTS))
     table = runpy.run_path(str(RESULTS / "tables.py"))["distil_table"](json.loads((out / "minilm.json").read_text()))
-    assert table.count("\n| ") == 6
+    assert table.count("\n| ") == 8
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -81,8 +82,9 @@ def test_smollm2(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(RESULTS))
     runpy.run_path(str(RESULTS / "smollm2.py"), run_name="__main__")
     found = json.loads((tmp_path / "out" / "smollm2.json").read_text())
-    assert list(found["causal"]) == [name + more for more in ("", ", int8") for name in ("original", *layers)]
+    sparse = ["original, largest 50 %", "original, largest 25 %"]
+    assert list(found["causal"]) == [name + more for more in ("", ", int8") for name in ("original", *layers)] + sparse
     assert all(5 < row["loss"] < 6.5 for row in found["causal"].values())
     assert all(set(found["causal"][layer]["missed"]) == {f"model.layers.{i}.mlp" for i in (0, 1)} for layer in layers)
     table = runpy.run_path(str(RESULTS / "tables.py"))["causal_table"](found)
-    assert table.count("\n| ") == 8
+    assert table.count("\n| ") == 10

@@ -111,7 +111,7 @@ def test_what_computes_something_else_is_not_written(monkeypatch, tmp_path):
 
 def test_int8_has_no_onnx(tmp_path):
     model = fastff.quantize(fastff.TreeFeedForward(IN, depth=2, leaf_width=1).eval())
-    with pytest.raises(ValueError, match="'onnx' has no trees in int8"):
+    with pytest.raises(ValueError, match="'onnx' has no layers in int8"):
         export(subject(model), tmp_path / "m", "onnx")
 
 
