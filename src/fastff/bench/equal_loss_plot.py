@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -97,7 +98,7 @@ def _panel(
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_duration(value)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(x=0.15)
-    ax.set_title(f"{kind}, {tokens} token{'s' * (tokens > 1)}")
+    ax.set_title(fill(f"{kind}, {tokens} token{'s' * (tokens > 1)}", 28))
 
 
 def short_duration(seconds: float) -> str:
