@@ -18,7 +18,7 @@ from fastff.nn import PEER, FeedForwardLayer, MoE, TreeFeedForward, UltraFFF
 from fastff.nn.int8_layer import Int8Layer
 from fastff.nn.peer import best_pairs
 from fastff.nn.tree_layer import TreeLayer
-from fastff.ops import Int8Tree, instruction_set, tree_int8, use_backend
+from fastff.ops import tree_int8, use_backend
 
 ROWS = 512  # compared at most
 TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05, "int8": 0.25}  # of the output's root mean square
@@ -51,9 +51,10 @@ def check_output(candidate: Candidate, module: nn.Module, inputs: Sequence[Tenso
     rows = torch.cat([x[_some(len(x))] for x in inputs])
     found = torch.cat([y[_some(len(y))] for y in outputs]).double()
     dtype = torch.float32 if _in_int8(truth) else next(truth.parameters()).dtype
+    chosen = _chosen(layer, rows)
     with torch.inference_mode(), use_backend("reference"):
         expected = truth(rows.to(dtype)).double()
-        clear = _comparable(layer, truth, rows, dtype, candidate)
+        clear = _comparable(truth, rows.to(dtype), chosen, candidate)
     if not clear.any():
         raise DisagreementError(f"{candidate.label}: no row whose decisions are clear of rounding, so none to compare")
     error = _largest(found[clear] - expected[clear]) / expected.square().mean().sqrt().item()
@@ -84,10 +85,11 @@ def check_gradients(candidate: Candidate, module: nn.Module, batches: Sequence[t
     worst = ("", math.inf)
     for x, gradient in batches[:2]:
         x, gradient = x[:ROWS], gradient[:ROWS]
+        chosen = _chosen(layer, x)
         with use_backend("reference"):
             torch.manual_seed(0)
             expected = _gradients(truth, x.to(dtype), gradient.to(dtype))
-            clear = _comparable(layer, truth, x, dtype, candidate)
+            clear = _comparable(truth, x.to(dtype), chosen, candidate)
             if not clear.all():
                 x, gradient = x[clear], gradient[clear]
                 torch.manual_seed(0)
@@ -167,21 +169,26 @@ def _some(tokens: int) -> Tensor:
     return torch.linspace(0, tokens - 1, min(tokens, ROWS)).round().long()
 
 
-def _comparable(
-    layer: FeedForwardLayer, truth: FeedForwardLayer, x: Tensor, dtype: torch.dtype, candidate: Candidate
-) -> Tensor:
-    """Which rows of `truth`'s last forward, of x in `dtype`, can be compared with `layer`'s: (T,) bool.
-
-    Those that decide clear of rounding; of the many choices of product keys hardly a row does, so those that both
-    choose alike, which have to be all that are clear.
-    """
-    clear = _clear(truth, x.to(dtype), candidate.dtype)
-    if not isinstance(layer, PEER) or not isinstance(truth, PEER):
-        return clear
-    wanted = truth.routing.leaf.sort(-1).values
-    with torch.no_grad(), use_backend("cpu" if x.is_cpu and instruction_set() else "reference"):
+def _chosen(layer: FeedForwardLayer, x: Tensor) -> Tensor | None:
+    """The experts that product keys find for each row, in ascending order; None of other layers."""
+    if not isinstance(layer, PEER):
+        return None
+    with torch.no_grad():
         layer(x)
-    alike = (layer.routing.leaf.sort(-1).values == wanted).all(-1)
+    return layer.routing.leaf.sort(-1).values
+
+
+def _comparable(truth: FeedForwardLayer, x: Tensor, chosen: Tensor | None, candidate: Candidate) -> Tensor:
+    """Which rows of `truth`'s last forward, of x, can be compared with those of the candidate: (T,) bool.
+
+    Those that decide clear of rounding; of the many choices of product keys hardly a row does, so those for which the
+    candidate has `chosen` alike, which have to be all that are clear.
+    """
+    clear = _clear(truth, x, candidate.dtype)
+    if chosen is None:
+        return clear
+    assert isinstance(truth, PEER)
+    alike = (chosen == truth.routing.leaf.sort(-1).values).all(-1)
     if (clear & ~alike).any():
         raise DisagreementError(f"{candidate.label}: chooses other experts than the definition")
     return alike
@@ -214,7 +221,7 @@ def _best_scores(layer: PEER, x: Tensor, count: int) -> Tensor:
     if layer.int8 is None:
         return best_pairs(layer.seen(x), layer.query_weight, layer.key_weight, count)[0]
     shape = layer.int8._replace(trees=layer.heads * count)
-    _, path = tree_int8(x, Int8Tree(**layer._buffers), shape, activation=layer.activation)  # type: ignore[arg-type]
+    _, path = tree_int8(x, layer.int8_tree, shape, activation=layer.activation)
     return path.logits.view(len(x), layer.heads, count).log()  # of a softmax
 
 

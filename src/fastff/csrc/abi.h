@@ -91,9 +91,9 @@ struct IndexedBackward : Indexed {
   void *grad_x, *grad_w1, *grad_b1, *grad_w2, *grad_b2, *grad_gate;  // null where none is asked for
 };
 
-// Trees in int8, or experts that product keys find, without gradients. Bytes of weights are unsigned with a zero point of 128, each row has a scale; M rows
-// of decisions and leaf neurons, P of outputs; columns are padded with zeros to multiples of 64. As
-// fastff/ops/tree_int8/reference.py, which is the definition, has it.
+// Trees in int8, or experts that product keys find, without gradients. Bytes of weights are unsigned with a zero point of
+// 128, each row has a scale; M rows of decisions and leaf neurons, P of outputs; columns are padded with zeros to
+// multiples of 64. As fastff/ops/tree_int8/reference.py, which is the definition, has it.
 struct TreeInt8 {
   int64_t T, K, D, I, O, S, W, leaf_S;
   bool gated;         // with leaf_S = 1

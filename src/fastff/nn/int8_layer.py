@@ -50,6 +50,11 @@ class Int8Layer(RoutedLayer):
         self.__dict__.pop("_record", None)
 
     @property
+    def int8_tree(self) -> Int8Tree:
+        """The weights of a layer in int8."""
+        return Int8Tree(**self._buffers)  # type: ignore[arg-type]  # there are no others
+
+    @property
     def float_parameters(self) -> tuple[str, ...]:
         """Those that stay as they are when the layer is quantised."""
         return ()
@@ -68,8 +73,7 @@ class Int8Layer(RoutedLayer):
         if autocasts_input(x):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         tokens = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        tree = Int8Tree(**self._buffers)  # type: ignore[arg-type]  # there are no others
-        y, path = tree_int8(tokens, tree, self.int8, activation=self.activation)
+        y, path = tree_int8(tokens, self.int8_tree, self.int8, activation=self.activation)
         self._remember_path(path)
         y = self.beside(tokens, y)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)

@@ -5,6 +5,7 @@
 #include "block.h"
 #include "int8.h"
 #include "product_keys.h"
+#include "shared_rows.h"
 #include "sort.h"
 
 namespace FASTFF_ISA {
@@ -15,8 +16,6 @@ constexpr int64_t kOutputTokens = 2048;  // tokens that share the output rows in
 constexpr int64_t kAhead = 64;           // output rows that are asked for before they are needed
 constexpr int64_t kNeurons = 16;         // of a leaf, from which on tokens that reach it go through it together,
 constexpr int64_t kReaching = 8;         // where there are so many for each
-
-inline int64_t whole_lines(int64_t n) { return divide_up(n, kColumnBlock) * kColumnBlock; }
 
 // What tokens put out: terms of factor * row, as many for each token, of rows that each names and of those of the master
 // leaf, which all have; both a multiple of 4.
@@ -173,21 +172,6 @@ class TreeInt8Pass {
     const int8_t* x[kWalkers];
   };
 
-  // Products of at most kSharedTokens tokens, `columns` bytes each, with `rows` rows, whole blocks: (tokens, rows).
-  static void shared_products(const uint8_t* weight, const float* scale, int64_t rows, const int8_t* q, int64_t columns,
-                              const Quantised* x, int tokens, float* value) {
-    for (int64_t r = 0; r < rows; r += kColumnBlock) {
-      alignas(64) ColumnSums sums[kSharedTokens] = {};
-      add_shared(sums, tokens, weight + r * columns, q, columns, columns);
-      for (int i = 0; i < tokens; i++) {
-        int32_t zero = kCentred ? 0 : 128 * x[i].total;
-        for (int64_t e = 0; e < kColumnBlock; e += kLanes)
-          store_plain(value + i * rows + r + e, __builtin_convertvector(sums[i].part[e / kLanes] - zero, Vec) *
-                                                    (x[i].scale * load_as<Vec>(scale + r + e)));
-      }
-    }
-  }
-
   // The leaves of tokens [first, first + n) by product keys, and the softmax over a head's, which weighs them.
   void find_leaves(int64_t first, int64_t n, const Walk& walk) const {
     int64_t H = a_.heads, F = a_.F, k = a_.top_k, rows = whole_lines(H * F);
@@ -226,21 +210,6 @@ class TreeInt8Pass {
         x[t + i] = quantise(v, a_.R, z + (t + i) * R_, R_);
       }
     }
-  }
-
-  static void normalise(float* v, int64_t n) {
-    auto sum = [&](auto&& f) {
-      Vec total = {};
-      float rest = 0;
-      int64_t i = 0;
-      for (; i + kLanes <= n; i += kLanes) total += f(load_as<Vec>(v + i));
-      for (; i < n; i++) rest += f(broadcast(v[i]))[0];
-      return sum_lanes(total) + rest;
-    };
-    float mean = sum([](Vec x) { return x; }) / float(n);
-    float variance = sum([&](Vec x) { return (x - mean) * (x - mean); }) / float(n);
-    float factor = 1.0f / __builtin_sqrtf(variance + 1e-5f);
-    for (int64_t i = 0; i < n; i++) v[i] = (v[i] - mean) * factor;
   }
 
   // Calls f(from, end, leaf) for the runs of tokens, in the order of tree k, that reach one leaf.
