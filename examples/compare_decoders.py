@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--shape", default="hidden_size=128,num_hidden_layers=3,num_attention_heads=4")
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--grow", type=float, default=PretrainConfig.grow, help="share of steps in which trees grow")
+    parser.add_argument("--grow", type=float, help="share of steps in which trees grow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all of docs/results/decoders.md")
     given = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> None:
         result = pretrain(config, folder, resume=True) | {"precisions": losses_by_precision(config, folder)}
         metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         curve = [{k: r[k] for k in ("tokens", "seconds", "validation_loss")} for r in metrics if "validation_loss" in r]
-        found["runs"].append({"layer": layer, "seed": seed, "grow": given.grow, **result, "curve": curve})
+        found["runs"].append({"layer": layer, "seed": seed, "grow": config.growth, **result, "curve": curve})
         write_json(given.out / "decoders.json", found)
     for r in sorted(found["runs"], key=lambda r: r["validation_loss"]):
         print(f"{r['layer']:60} seed {r['seed']}: validation loss {r['validation_loss']:.4f}, {r['seconds']:.0f} s")

@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fastff.bench import equal_loss_plot
 from fastff.bench.equal_loss import KnownLayer
@@ -69,6 +69,53 @@ def width(results: dict) -> Figure:
     return figure
 
 
+def distilled(results: dict) -> Figure:
+    """Agreement with the original against the tokens a second of the whole model, for each call that was timed."""
+    found = results["distilled"]
+    shapes = list(found["original"]["milliseconds"])
+    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, shape in zip(figure.subplots(1, len(shapes), sharey=True), shapes, strict=True):
+        sequences, length = map(int, shape.split("x"))
+        lines: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+        for name, row in found.items():
+            kind, size = _kind_and_size(name.removesuffix(", int8"))
+            speed = 1e3 * sequences * length / row["milliseconds"][shape]
+            lines[kind + ", int8" * name.endswith(", int8")].append((speed, row["agreement"], size))
+        for label, points in lines.items():
+            _quality_line(ax, label, sorted(points))
+        ax.set_title(f"{sequences} x {length} tokens a call")
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_locator(FixedLocator([1000 * 2**k for k in range(8)]))
+        ax.margins(x=0.15)
+        ax.set_xlabel("tokens a second")
+    figure.axes[0].set_ylabel("agreement with the original")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    return figure
+
+
+def _kind_and_size(layer: str) -> tuple[str, str]:
+    """Of the name of a layer, or of an original that keeps its largest neurons: the line it is on, and its label."""
+    if layer.startswith("original"):
+        return ("original", "") if layer == "original" else ("original, sparse", layer.split()[-2] + " %")
+    kind = layer.partition(":")[0]
+    options = dict(item.split("=") for item in layer.partition(":")[2].split(","))
+    return ("trees", f"d{options['depth']} l{options['leaf_width']}") if kind == "tree" else (kind, options["width"])
+
+
+def _quality_line(ax: Axes, label: str, points: list[tuple[float, float, str]]) -> None:
+    kind, in_int8 = label.removesuffix(", int8"), label.endswith(", int8")
+    known = {"trees": "tree", "original, sparse": "moe"}.get(kind, "dense")
+    colour, marker = equal_loss_plot.page_colour(known), "*" if kind == "original" else plot_style.KIND_MARKERS[known]
+    x, y, names = zip(*points, strict=True)
+    line = {"linestyle": "--" if in_int8 else "-", "fillstyle": "none" if in_int8 else "full"}
+    ax.plot(x, y, color=colour, marker=marker, markersize=9 if kind == "original" else 6, label=label, **line)
+    for place, name in zip(zip(x, y, strict=True), names, strict=True):
+        ax.annotate(name, place, textcoords="offset points", xytext=(5, -11), fontsize=8)
+
+
 def tree(_: dict) -> Figure:
     """A tree of depth 3 with the path of one token."""
     figure = Figure(figsize=(5.2, 2.7), layout="constrained")
@@ -116,6 +163,7 @@ PICTURES: dict[str, tuple[Callable[[dict], Figure], str | None]] = {
     "equal-loss": (equal_loss, "bench/equal-768-zen4/equal-loss"),
     "equal-loss-all": (equal_loss_all, "bench/equal-768-zen4/equal-loss"),
     "width": (width, "bench/width"),
+    "distilled": (distilled, "models/minilm-sts"),
     "tree": (tree, None),
 }
 

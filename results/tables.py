@@ -19,7 +19,7 @@ from scipy.stats import linregress
 
 from fastff.bench.duration import duration
 from fastff.bench.suites import generate, models
-from fastff.hf.pretrain import PretrainConfig
+from fastff.hf.pretrain.budget import usual_growth
 from fastff.runs.mean_and_error import mean_and_error
 from fastff.train.report.rows import against_dense, count, is_routed, plus_minus
 
@@ -102,7 +102,8 @@ def decoder_table(summary: dict) -> str:
     for runs in sorted(by_layer.values(), key=lambda runs: mean(run["validation_loss"] for run in runs)):
         neurons, executed = runs[0]["training_width"], runs[0]["inference_width"]
         losses = [{row["tokens"]: row["validation_loss"] for row in run["curve"]} for run in runs]
-        growth = "" if runs[0]["grow"] == PretrainConfig.grow else f", grow {runs[0]['grow']}"
+        usual = not runs[0]["layer"].startswith("tree") or runs[0]["grow"] == usual_growth(summary["tokens"])
+        growth = "" if usual else f", grow {runs[0]['grow']}"
         cells = [runs[0]["layer"] + growth, count(neurons // layers), count(executed // layers)]
         cells += [f"{100 * executed / neurons:.1f} %"]
         cells += [plus_minus(mean_and_error([loss[tokens] for loss in losses]), digits=3) for tokens in shown]

@@ -324,8 +324,9 @@ def test_decisions_from_the_data_stay(folders, text, tmp_path):
     assert len({str(row["layers"]) for row in rows if "layers" in row and row["step"] < 40}) == 1
 
 
-def test_the_layer_to_take_if_none_is_named(folders, text, tmp_path, capsys):
-    distil(config(text, folders["masked"], feedforward="", tokens=500), tmp_path / "run")
+@pytest.mark.parametrize("name", ["", "tree"])
+def test_the_layer_to_take_if_none_is_named(name, folders, text, tmp_path, capsys):
+    distil(config(text, folders["masked"], feedforward=name, tokens=500), tmp_path / "run")
     assert "with tree:depth=4,leaf_width=3,contributing=false,gradient=none,activation=relu" in capsys.readouterr().out
     functions = feedforward_modules(original("llama", AutoModel))
     assert recommended(functions) == "tree:depth=4,leaf_width=3,contributing=false,gradient=none,gated=true"

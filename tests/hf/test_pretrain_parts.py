@@ -52,6 +52,15 @@ def test_the_learning_rate_of_p2_and_of_the_cosine():
     assert lr_factor(config(schedule="cosine", warmup=0.0), 0) == 1
 
 
+@pytest.mark.parametrize(("layer", "balance"), [("tree", 0.01), ("moe:experts=4", 0.01), ("ultra:depth=5", 0), ("", 0)])
+def test_what_is_not_given_depends_on_the_layer_and_the_budget(layer, balance):
+    assert config(feedforward=layer).balance_weight == balance
+    assert config(feedforward=layer, balance=0.3).balance_weight == 0.3
+    assert [config(tokens=tokens).growth for tokens in (1_000_000, 4_000_000, 16_000_000)] == [0.4, 0.4, 0.1]
+    assert config(tokens=None, minutes=1.0).growth == 0.4
+    assert config(tokens=16_000_000, grow=0.0).growth == 0
+
+
 def test_the_batch_grows_linearly_in_multiples_of_what_is_taken_at_once():
     c = config(start_batch=128, end_batch=8192, ramp_until=0.6)
     assert [step_batch(c, share, 32) for share in (0, 0.3, 0.6, 1)] == [128, 4160, 8192, 8192]

@@ -1,7 +1,9 @@
 """Feedforward layers replaced in models of Transformers: what is replaced, and what stays."""
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from fastff.hf import UltraFastBertConfig
+from fastff.hf.recommended import with_options
 from fastff.hf.replace import FeedForwardConfig, feedforward_modules, replace_feedforward
 from fastff.hf.replace.activation import nearest_activation
 from fastff.nn import FeedForwardLayer, TreeFeedForward
@@ -199,6 +203,19 @@ def test_every_layer(layer: str) -> None:
     model = replace_feedforward(_causal(), layer)
     assert len(_layers(model)) == 2
     assert _output(model).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["tree", "peer"])
+def test_a_name_alone_stands_for_options_which_are_recorded(name: str, tmp_path: Path) -> None:
+    model = replace_feedforward(_causal(), name)
+    said = model.config.quantization_config.layer
+    assert said == with_options(name, SMALL["hidden_size"]) + ",activation=silu"
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["layer"] == said
+    assert torch.equal(_output(AutoModelForCausalLM.from_pretrained(tmp_path)), _output(model))
+    assert with_options(TREE, 32) == TREE
+    bert = UltraFastBertConfig(hidden_size=32, num_attention_heads=2, feedforward=name)
+    assert said == f"{bert.feedforward},activation=silu"
 
 
 def test_patterns_choose_layers() -> None:

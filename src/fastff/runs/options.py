@@ -48,16 +48,18 @@ class Settings:
                 raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
     def check_weights(self, *names: str) -> None:
-        """Raise ValueError unless each is a finite number of at least 0."""
+        """Raise ValueError unless each is a finite number of at least 0, or None."""
         for name in names:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
 
     def check_shares(self, *names: str) -> None:
-        """Raise ValueError unless each is in [0, 1)."""
+        """Raise ValueError unless each is in [0, 1), or None."""
         for name in names:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -16,7 +16,7 @@ class DistilConfig(BudgetSettings):
     model: str = setting("", "The pretrained model: a folder or hub id.")
     feedforward: str = setting(
         "",
-        "Layer in place of its feedforward layers, NAME:OPTION=VALUE,...; '': a tree of 16 leaves, of an eighth each.",
+        "Layer in place of its feedforward layers, NAME:OPTION=VALUE,...; '' or tree: 16 leaves of an eighth each.",
     )
     modules: str = setting("", "Which ones: patterns of names, separated by commas; '': all.")
     objective: str = setting("", "What to keep: causal or masked (predictions), embedding (mean of the last states).")
@@ -33,10 +33,12 @@ class DistilConfig(BudgetSettings):
     end_batch: int = setting(32, "Sequences of a step once the ramp is over.")
     lr: float = setting(1e-3, "Highest learning rate.")
     schedule: str = setting("cosine", "cosine (to 0, in both stages) or p2, see fastff pretrain.")
-    balance: float = setting(
+    balance: float | None = setting(
         0.01, "Weight of the balance loss of trees, and of the importance and load losses of MoEs."
     )
-    grow: float = setting(0.2, "Share of the budget in which new layers 'tree' grow out of dense layers; 0: none.")
+    grow: float | None = setting(
+        0.2, "Share of the budget in which new layers 'tree' grow out of dense layers; 0: none."
+    )
     clip: float = setting(1.0, "Largest gradient norm.")
 
     def __post_init__(self) -> None:

@@ -49,7 +49,8 @@ def build_distiller(config: DistilConfig, objective: str) -> Distiller:
     with named_if_missing(config.model, objective):
         teacher: PreTrainedModel = KINDS[objective].from_pretrained(config.model, dtype=torch.float32)
     check_length(teacher.config, config.length)
-    layer = config.feedforward or recommended(feedforward_modules(teacher))
+    named = config.feedforward
+    layer = named if named not in ("", "tree") else recommended(feedforward_modules(teacher))
     student = replace_feedforward(copy.deepcopy(teacher), layer, config.patterns)
     names = student.config.quantization_config.modules
     functions = {name: function for name, function in feedforward_modules(teacher).items() if name in names}

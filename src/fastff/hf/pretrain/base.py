@@ -64,7 +64,7 @@ class BudgetRun(ABC):
             data_collator=transformers.default_data_collator,
         )
         self.trainer.remove_callback(PrinterCallback)
-        if config.grow and self.grows:
+        if config.growth and self.grows:
             self.trainer.add_callback(GrowthCallback(self.progress))
         self.trainer.add_callback(BalanceCallback())
         transformers.set_seed(config.seed + 1 + args.process_index)  # noise differs between processes

@@ -6,12 +6,15 @@ from fastff.runs.options import Settings, setting
 
 SCHEDULES = ("p2", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
+BALANCE, BALANCED = 0.01, ("tree", "moe")  # weight of the loss, for these layers; the papers' own trees have none
+GROWTH, GROWTH_TOKENS = 0.4, 1_600_000  # share of the budget, and no more than so many tokens
 
 
 @dataclass(frozen=True)
 class BudgetSettings(Settings):
     """Settings of a run that ends with a budget of tokens or minutes."""
 
+    feedforward: str = setting("", "Layer, NAME:OPTION=VALUE,....")
     data: str = setting("", "A hub id, or a local folder, .parquet, .csv, .json, .jsonl or .txt file.")
     text_column: str | None = setting(None, "Column of the text; found if not given.")
     length: int = setting(128, "Tokens a sequence.")
@@ -30,8 +33,16 @@ class BudgetSettings(Settings):
     beta2: float = setting(0.98, "AdamW.")
     epsilon: float = setting(1e-12, "AdamW.")
     clip: float = setting(0.5, "Largest gradient norm.")
-    balance: float = setting(0.0, "Weight of the balance loss of trees, and of the importance and load losses of MoEs.")
-    grow: float = setting(0.4, "Share of the budget in which new layers 'tree' grow out of dense layers; 0: none.")
+    balance: float | None = setting(
+        None,
+        "Weight of the balance loss of trees, and of the importance and load losses of MoEs; if not given, 0.01 for "
+        "layers 'tree' and 'moe' and 0 for others.",
+    )
+    grow: float | None = setting(
+        None,
+        "Share of the budget in which new layers 'tree' grow out of dense layers; 0: none; if not given, 0.4, but not "
+        "more than 1.6 million tokens.",
+    )
     precision: str = setting("no", "Mixed precision: no, bf16 or fp16.")
     seed: int = setting(0, "Of initialisation, order, masks and noise.")
     logs: int = setting(100, "Records of the loss over the run.")
@@ -61,3 +72,20 @@ class BudgetSettings(Settings):
         A run of several stages starts it anew in each.
         """
         return share, 1.0
+
+    @property
+    def balance_weight(self) -> float:
+        """`balance`, or if it is not given what the layer needs."""
+        if self.balance is not None:
+            return self.balance
+        return BALANCE if self.feedforward.partition(":")[0] in BALANCED else 0.0
+
+    @property
+    def growth(self) -> float:
+        """`grow`, or if it is not given what was best (docs/concepts/growth.md)."""
+        return usual_growth(self.tokens) if self.grow is None else self.grow
+
+
+def usual_growth(tokens: int | None) -> float:
+    """Share of a budget of so many tokens, or of unknown length, in which trees grow unless another is asked for."""
+    return GROWTH if tokens is None else min(GROWTH, GROWTH_TOKENS / tokens)

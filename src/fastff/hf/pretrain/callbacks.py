@@ -65,7 +65,7 @@ class BudgetCallback(TrainerCallback):
 
 
 class GrowthCallback(TrainerCallback):
-    """Lets trees grow out of dense layers (`fastff.grow`) while the first `config.grow` of the budget is used up.
+    """Lets trees grow out of dense layers (`fastff.grow`) while the first `config.growth` of the budget is used up.
 
     Args:
         progress: of the run.
@@ -77,7 +77,7 @@ class GrowthCallback(TrainerCallback):
     @property
     def share(self) -> float:
         """Of the growth that is over."""
-        return self.progress.share / self.progress.config.grow
+        return self.progress.share / self.progress.config.growth
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

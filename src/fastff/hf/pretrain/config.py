@@ -20,7 +20,11 @@ class PretrainConfig(BudgetSettings):
         ULTRA_FAST_BERT, "A Transformers model type (ultrafastbert, llama, gpt2...), folder or hub id."
     )
     shape: str = setting("", "Values for the model's configuration: hidden_size=128,num_hidden_layers=3,...")
-    feedforward: str = setting("", "Layer, NAME:OPTION=VALUE,...; 'none' (ultrafastbert); '': what the model has.")
+    feedforward: str = setting(
+        "",
+        "Layer, NAME:OPTION=VALUE,..., or tree or peer alone, with the options that were best in small language "
+        "models; 'none' (ultrafastbert); '': what the model has.",
+    )
     from_weights: bool = setting(False, "Go on from the weights of the folder or hub id.")
     tokenizer: str = setting("", "Folder or hub id; '': the weights' own, or else trained on the data.")
     vocab_size: int = setting(8192, "Tokens of a trained tokenizer, at most.")

@@ -23,7 +23,7 @@ class PretrainTrainer(AuxiliaryLossTrainer):
     """
 
     def __init__(self, progress: Progress, **kwargs: Any) -> None:
-        super().__init__(balance=progress.config.balance, **kwargs)
+        super().__init__(balance=progress.config.balance_weight, **kwargs)
         self.progress = progress
 
     def get_train_dataloader(self) -> DataLoader:

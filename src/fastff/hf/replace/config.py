@@ -17,8 +17,9 @@ class FeedForwardConfig(QuantizationConfigMixin):
     Quantization methods are what Transformers lets libraries register to change a model as it is loaded.
 
     Args:
-        layer: `name:option=value,...` as of `fastff.nn.build_layer`: "tree:depth=6,leaf_width=1,trees=8". The
-            activation, unless it says one, is that of the layers it replaces.
+        layer: `name:option=value,...` as of `fastff.nn.build_layer`: "tree:depth=6,leaf_width=1,trees=8"; "tree"
+            or "peer" alone stand for what was best in small decoders (docs/guides/choose.md). The activation, unless it
+            says one, is that of the layers it replaces.
         modules: which ones: patterns of `fnmatch` for names of `feedforward_modules`, with or without the model's
             prefix; "model.layers.[2-5].mlp" are layers 2 to 5. None: all.
         quant_method: "fastff", by which Transformers finds this class.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fastff.hf.recommended import with_options
 from fastff.hf.replace.config import METHOD, FeedForwardConfig
 from fastff.hf.replace.find import feedforward_modules
 from fastff.hf.replace.function import FeedForwardFunction
@@ -53,13 +54,14 @@ def exchange(model: PreTrainedModel, config: FeedForwardConfig, partly: bool = F
         partly: whether `model` may lack some of the modules, as an encoder alone does.
 
     Returns:
-        `config` with the names of the replaced modules and the activation, so that loading depends on nothing else.
+        `config` with the names of the replaced modules and all options, so that loading depends on nothing else.
     """
     present = next((name for name, module in model.named_modules() if isinstance(module, FeedForwardLayer)), None)
     if present is not None:
         raise ValueError(f"model must have no layers of fastff yet, got one with {present!r}")
     chosen = _choose(feedforward_modules(model), config.modules, model.base_model_prefix, partly)
-    layer = _with_activation(config.layer, chosen)
+    features = max(function.features for function in chosen.values())
+    layer = _with_activation(with_options(config.layer, features), chosen)
     for name, function in chosen.items():
         _put(model, name, function, layer)
     return FeedForwardConfig(layer, list(chosen))

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from fastff.hf.check_layer import check_layer
+from fastff.hf.recommended import with_options
 from fastff.hf.ultra_fast_bert.crammed import MODEL_TYPE as CRAMMED
 from fastff.hf.ultra_fast_bert.crammed import translate_config
 from fastff.ops import ACTIVATIONS
@@ -27,8 +28,8 @@ class UltraFastBertConfig(PreTrainedConfig):
 
     Args:
         feedforward: the layer by name, see `fastff.nn.parse_layer`: "ultra:depth=11,trees=1" (UltraFastBERT 1x11),
-            "tree:depth=4,leaf_width=8", "dense:width=3072" (crammed BERT), "moe:...", "fff:..."; None leaves the
-            feedforward layers out.
+            "tree:depth=4,leaf_width=8", "dense:width=3072" (crammed BERT), "moe:...", "fff:..."; "tree" or
+            "peer" alone, see docs/guides/choose.md; None leaves the feedforward layers out.
         int8: whether the trees of `feedforward` are in int8; `save_pretrained` notes it after `fastff.quantize`.
         hidden_act: activation of `feedforward` where that names none, a key of `fastff.ops.ACTIVATIONS`.
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, pad_token_id: as of any BERT.
@@ -84,6 +85,7 @@ class UltraFastBertConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
         if self.feedforward is not None:
             check_layer(self.feedforward)
+            self.feedforward = with_options(self.feedforward, self.hidden_size)
         super().__post_init__(**kwargs)
 
     @classmethod
