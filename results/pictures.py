@@ -73,7 +73,7 @@ def distilled(results: dict) -> Figure:
     """Agreement with the original against the tokens a second of the whole model, for each call that was timed."""
     found = results["distilled"]
     shapes = list(found["original"]["milliseconds"])
-    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     for ax, shape in zip(figure.subplots(1, len(shapes), sharey=True), shapes, strict=True):
         sequences, length = map(int, shape.split("x"))
@@ -89,10 +89,10 @@ def distilled(results: dict) -> Figure:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_locator(FixedLocator([1000 * 2**k for k in range(8)]))
-        ax.margins(x=0.15)
+        ax.margins(x=0.2)
         ax.set_xlabel("tokens a second")
     figure.axes[0].set_ylabel("agreement with the original")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return figure
 
 
@@ -112,8 +112,9 @@ def _quality_line(ax: Axes, label: str, points: list[tuple[float, float, str]]) 
     x, y, names = zip(*points, strict=True)
     line = {"linestyle": "--" if in_int8 else "-", "fillstyle": "none" if in_int8 else "full"}
     ax.plot(x, y, color=colour, marker=marker, markersize=9 if kind == "original" else 6, label=label, **line)
-    for place, name in zip(zip(x, y, strict=True), names, strict=True):
-        ax.annotate(name, place, textcoords="offset points", xytext=(5, -11), fontsize=8)
+    beside: dict = {"xytext": (-7, -3), "ha": "right"} if kind == "trees" else {"xytext": (7, -3)}
+    for place, name in zip(zip(x, y, strict=True), () if in_int8 else names, strict=False):
+        ax.annotate(name, place, textcoords="offset points", fontsize=8, **beside)
 
 
 def tree(_: dict) -> Figure:
@@ -163,7 +164,7 @@ PICTURES: dict[str, tuple[Callable[[dict], Figure], str | None]] = {
     "equal-loss": (equal_loss, "bench/equal-768-zen4/equal-loss"),
     "equal-loss-all": (equal_loss_all, "bench/equal-768-zen4/equal-loss"),
     "width": (width, "bench/width"),
-    "distilled": (distilled, "models/minilm-sts"),
+    "distilled": (distilled, "models/minilm"),
     "tree": (tree, None),
 }
 

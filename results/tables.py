@@ -60,23 +60,28 @@ def table(summary: dict) -> str:
 
 
 def finetune_table(summary: dict) -> str:
-    """Models fine-tuned on one task, side by side, as a Markdown table."""
-    sizes = list(summary["models"][0]["inference_seconds"])
-    heads = ["feedforward layer", "neurons", "executed", "pretraining loss", "accuracy %", "kept"]
-    heads += [f"ms a sample, batch {size}" for size in sizes]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in summary["models"]:
-        layer = row["feedforward"][0] if row["feedforward"] else {"training_width": 0, "inference_width": 0}
-        cells = [
-            row["title"],
-            count(layer["training_width"]),
-            count(layer["inference_width"]),
-            f"{row['pretraining_loss']:.3f}",
-            f"{row['accuracy']['mean']:.2f} ± {row['accuracy']['error']:.2f}",
-            f"{100 * row['accuracy_kept']:.1f} %",
-            *(f"{seconds:.2f}" for seconds in row["inference_seconds"].values()),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    """Models fine-tuned on one task, side by side, as a Markdown table.
+
+    Where the first model's pretraining loss is below that of "none", each row says which part of the difference it has.
+    """
+    rows = summary["models"]
+    losses, right = [row["pretraining_loss"] for row in rows], [row["accuracy"]["mean"] for row in rows]
+    none = next((i for i, row in enumerate(rows) if row["title"] == "none"), 0)
+    pays = losses[0] < losses[none]
+    columns = {
+        "feedforward layer": [row["title"] for row in rows],
+        "neurons": [_neurons(row, "training") for row in rows],
+        "executed": [_neurons(row, "inference") for row in rows],
+        "pretraining loss": [f"{loss:.3f}" for loss in losses],
+        **({"of its gain": _gains(losses, none)} if pays else {}),
+        "accuracy %": [f"{row['accuracy']['mean']:.2f} ± {row['accuracy']['error']:.2f}" for row in rows],
+        "kept": [f"{100 * row['accuracy_kept']:.1f} %" for row in rows],
+        **({"of the gain": _gains(right, none)} if pays else {}),
+    }
+    for size in rows[0]["inference_seconds"]:
+        columns[f"ms a sample, batch {size}"] = [f"{row['inference_seconds'][size]:.2f}" for row in rows]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in zip(*columns.values(), strict=True)]
     samples, versions = summary["samples"], summary["versions"]
     lines.append(
         f"\n{count(samples['train'])} training, {count(samples['validation'])} validation samples, "
@@ -84,6 +89,15 @@ def finetune_table(summary: dict) -> str:
         f"torch {versions['torch']}, transformers {versions['transformers']}."
     )
     return "\n".join(lines)
+
+
+def _neurons(row: dict, kind: str) -> str:
+    return count(row["feedforward"][0][f"{kind}_width"] if row["feedforward"] else 0)
+
+
+def _gains(values: list[float], none: int) -> list[str]:
+    """Of what the first has more than the one without feedforward layers: which part each has."""
+    return [f"{100 * (value - values[none]) / (values[0] - values[none]):.0f} %" for value in values]
 
 
 def decoder_table(summary: dict) -> str:
@@ -319,30 +333,33 @@ def _speed(row: dict | None) -> str:
     return shown + duration(row["median_s"])
 
 
+# By the key that only summaries of one kind have.
+TABLES = {
+    "budgets": budget_table,
+    "models": finetune_table,
+    "equal_loss": equal_loss_table,
+    "distilled": distil_table,
+    "causal": causal_table,
+    "lr": decoder_table,
+}
+
+
+def any_table(summary: dict, cache: str | None) -> str:
+    """The table for results of whichever kind; of a benchmark's speeds those with these caches."""
+    for key, make in TABLES.items():
+        if key in summary:
+            return make(summary)
+    if "settings" not in summary:
+        return table(summary)
+    return model_table(summary) if summary["rows"][0]["suite"] in SEQUENCES else speed_table(summary, cache)
+
+
 def main() -> int:
     """Rewrite the pages; with --check only tell whether they are up to date."""
 
     def fill(match: re.Match[str]) -> str:
         name, _, cache = match[1].partition(" ")
-        summary = json.loads((HERE / f"{name}.json").read_text())
-        if "budgets" in summary:
-            written = budget_table(summary)
-        elif "models" in summary:
-            written = finetune_table(summary)
-        elif "equal_loss" in summary:
-            written = equal_loss_table(summary)
-        elif "distilled" in summary:
-            written = distil_table(summary)
-        elif "causal" in summary:
-            written = causal_table(summary)
-        elif "lr" in summary:
-            written = decoder_table(summary)
-        elif "settings" not in summary:
-            written = table(summary)
-        elif summary["rows"][0]["suite"] in SEQUENCES:
-            written = model_table(summary)
-        else:
-            written = speed_table(summary, cache or None)
+        written = any_table(json.loads((HERE / f"{name}.json").read_text()), cache or None)
         return f"<!-- table: {match[1]} -->\n{written}\n<!-- end -->"
 
     check = "--check" in sys.argv

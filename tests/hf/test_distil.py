@@ -216,6 +216,8 @@ def test_which_row_of_a_gated_neuron_is_activated(first):
         ("tree:depth=2,leaf_width=6,trees=2,contributing=false,two_sided=false", 0.5),
         ("tree:depth=1,leaf_width=30,contributing=false,two_sided=false,leaf_bias=false", 0.1),
         ("tree:depth=2,leaf_width=1,trees=2,rank=4,contributing=false,leaf_bias=false,master_width=12", 0.7),
+        ("tree:depth=2,leaf_width=1,contributing=false,master_width=24", 1e-4),  # the dense neurons are all there are
+        ("tree:depth=2,leaf_width=6,contributing=false,master_width=12", 0.35),
         ("dense:width=24,gated=true", 1e-4),
         ("dense:width=12,gated=true", 0.6),
         ("tree:depth=2,leaf_width=30,contributing=false,gated=true", 1e-4),

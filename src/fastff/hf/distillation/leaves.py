@@ -2,7 +2,8 @@
 
 Nodes split the tokens along their main directions (`fastff.initialise_from_data`). A leaf then takes the neurons whose
 part of the output varies most over the tokens that reach it, and what these put out is fitted to the whole output over
-those tokens, by least squares. One tree after the other, each to what the trees before it leave over.
+those tokens, by least squares. One tree after the other, each to what the trees before it leave over, and all to what
+dense neurons beside them leave over.
 """
 
 import torch
@@ -20,7 +21,7 @@ def has_own_leaves(layer: FeedForwardLayer) -> bool:
 
 
 def start_leaves(layer: TreeFeedForward, neurons: Neurons | None, x_TI: Tensor, y_TO: Tensor) -> None:
-    """Set nodes and leaves of `layer`, which has no base, in place; dense neurons beside them put out nothing."""
+    """Set nodes, leaves and the dense neurons beside them of `layer`, which has no base, in place."""
     p: dict[str, Tensor] = dict(layer.named_parameters())
     K, L, W = layer.trees, 2**layer.depth, layer.leaf_width
     leaf_TK = torch.zeros(len(x_TI), K, dtype=torch.int64, device=x_TI.device)
@@ -29,9 +30,9 @@ def start_leaves(layer: TreeFeedForward, neurons: Neurons | None, x_TI: Tensor, 
         layer(x_TI)
         leaf_TK = layer.routing.leaf
     sides = 2 if layer.two_sided else 1
-    if layer.master_width:
-        p["master_w2"].zero_()
     scale_O, rest_TO = y_TO.std(0).clamp_min(1e-6), y_TO.clone()
+    if layer.master_width:
+        rest_TO -= _start_master(p, neurons, layer.activation, scale_O, x_TI, y_TO)
     for k in range(K):
         for leaf in range(L):
             own = leaf_TK[:, k] == leaf
@@ -41,7 +42,7 @@ def start_leaves(layer: TreeFeedForward, neurons: Neurons | None, x_TI: Tensor, 
                     p["leaf_b2"][k, leaf] = y_TO[here].mean(0) / K
                 continue
             z_TNG, rest = neurons.logits(x_TI[here]), rest_TO[here]
-            chosen = neurons.most_used(z_TNG, scale_O, W, rest if k else None)
+            chosen = neurons.most_used(z_TNG, scale_O, W, rest if k or layer.master_width else None)
             n = len(chosen)
             rows_FO, bias_O = fit(values(z_TNG[:, chosen], layer.activation, sides), rest)
             for name, rows in (("leaf_w1", neurons.w1), ("leaf_b1", neurons.b1)):  # a leaf's: what is activated, gates
@@ -52,3 +53,18 @@ def start_leaves(layer: TreeFeedForward, neurons: Neurons | None, x_TI: Tensor, 
                 p["leaf_b2"][k, leaf] = bias_O
             out = values(neurons.logits(x_TI[own])[:, chosen], layer.activation, sides) @ rows_FO
             rest_TO[own] -= out + bias_O * layer.leaf_bias
+
+
+def _start_master(
+    p: dict[str, Tensor], neurons: Neurons | None, activation: str, scale_O: Tensor, x_TI: Tensor, y_TO: Tensor
+) -> Tensor:
+    """Set dense neurons to the most used ones, in place; returns what they put out, without a bias (T, out)."""
+    p["master_w2"].zero_()
+    if neurons is None or neurons.gates != 1:  # dense neurons have no gates
+        return torch.zeros_like(y_TO)
+    z_TNG = neurons.logits(x_TI)
+    chosen = neurons.most_used(z_TNG, scale_O, len(p["master_w2"]))
+    n, hidden_TF = len(chosen), values(z_TNG[:, chosen], activation, 1)
+    p["master_w1"][:n], p["master_b1"][:n] = neurons.w1[chosen, 0], neurons.b1[chosen, 0]
+    p["master_w2"][:n] = fit(hidden_TF, y_TO)[0]
+    return hidden_TF @ p["master_w2"][:n]
