@@ -225,6 +225,21 @@ def causal_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def masked_table(summary: dict) -> str:
+    """Masked language models of several encoders, layers and budgets, as a Markdown table."""
+    heads = ["encoder", "feedforward layer", "learning rate", "tokens", "validation loss", "training time"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for run in summary["runs"]:
+        settings = run["settings"]
+        loss, minutes = f"{run['validation_loss']:.3f}", f"{run['seconds'] / 60:.0f} min"
+        tokens = f"{run['tokens'] / 1e6:.1f} M"
+        cells = [settings["model"], settings["feedforward"], f"{settings['lr']:g}", tokens, loss, minutes]
+        lines.append("| " + " | ".join(cells) + " |")
+    versions = summary["runs"][0]["versions"]
+    lines.append(f"\nOne seed; 1 thread; torch {versions['torch']}, transformers {versions['transformers']}.")
+    return "\n".join(lines)
+
+
 def speed_table(results: dict, cache: str | None) -> str:
     """A benchmark as a Markdown table: how many times faster than the dense layer, and the time, by tokens or width."""
     rows, settings = [row for row in results["rows"] if cache in (None, row["cache"])], results["settings"]
@@ -341,6 +356,7 @@ TABLES = {
     "distilled": distil_table,
     "causal": causal_table,
     "lr": decoder_table,
+    "masked": masked_table,
 }
 
 
