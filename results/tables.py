@@ -60,23 +60,15 @@ def table(summary: dict) -> str:
 
 
 def finetune_table(summary: dict) -> str:
-    """Models fine-tuned on one task, side by side, as a Markdown table.
-
-    Where the first model's pretraining loss is below that of "none", each row says which part of the difference it has.
-    """
+    """Models fine-tuned on one task, side by side, as a Markdown table."""
     rows = summary["models"]
-    losses, right = [row["pretraining_loss"] for row in rows], [row["accuracy"]["mean"] for row in rows]
-    none = next((i for i, row in enumerate(rows) if row["title"] == "none"), 0)
-    pays = losses[0] < losses[none]
     columns = {
         "feedforward layer": [row["title"] for row in rows],
         "neurons": [_neurons(row, "training") for row in rows],
         "executed": [_neurons(row, "inference") for row in rows],
-        "pretraining loss": [f"{loss:.3f}" for loss in losses],
-        **({"of its gain": _gains(losses, none)} if pays else {}),
+        "pretraining loss": [f"{row['pretraining_loss']:.3f}" for row in rows],
         "accuracy %": [f"{row['accuracy']['mean']:.2f} ± {row['accuracy']['error']:.2f}" for row in rows],
         "kept": [f"{100 * row['accuracy_kept']:.1f} %" for row in rows],
-        **({"of the gain": _gains(right, none)} if pays else {}),
     }
     for size in rows[0]["inference_seconds"]:
         columns[f"ms a sample, batch {size}"] = [f"{row['inference_seconds'][size]:.2f}" for row in rows]
@@ -93,11 +85,6 @@ def finetune_table(summary: dict) -> str:
 
 def _neurons(row: dict, kind: str) -> str:
     return count(row["feedforward"][0][f"{kind}_width"] if row["feedforward"] else 0)
-
-
-def _gains(values: list[float], none: int) -> list[str]:
-    """Of what the first has more than the one without feedforward layers: which part each has."""
-    return [f"{100 * (value - values[none]) / (values[0] - values[none]):.0f} %" for value in values]
 
 
 def decoder_table(summary: dict) -> str:
