@@ -52,7 +52,9 @@ def test_the_learning_rate_of_p2_and_of_the_cosine():
     assert lr_factor(config(schedule="cosine", warmup=0.0), 0) == 1
 
 
-@pytest.mark.parametrize(("layer", "balance"), [("tree", 0.01), ("moe:experts=4", 0.01), ("ultra:depth=5", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("layer", "balance"), [("tree", 0.01), ("moe:experts=4", 0.01), ("peer", 0.01), ("ultra:depth=5", 0), ("", 0)]
+)
 def test_what_is_not_given_depends_on_the_layer_and_the_budget(layer, balance):
     assert config(feedforward=layer).balance_weight == balance
     assert config(feedforward=layer, balance=0.3).balance_weight == 0.3

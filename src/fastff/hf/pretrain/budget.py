@@ -6,7 +6,8 @@ from fastff.runs.options import Settings, setting
 
 SCHEDULES = ("p2", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
-BALANCE, BALANCED = 0.01, ("tree", "moe")  # weight of the loss, for these layers; the papers' own trees have none
+BALANCE = 0.01  # weight of the loss
+BALANCED = ("tree", "moe", "peer")  # layers that need it; the papers' own trees have none
 GROWTH, GROWTH_TOKENS = 0.4, 1_600_000  # share of the budget, and no more than so many tokens
 
 
@@ -36,7 +37,7 @@ class BudgetSettings(Settings):
     balance: float | None = setting(
         None,
         "Weight of the balance loss of trees, and of the importance and load losses of MoEs; if not given, 0.01 for "
-        "layers 'tree' and 'moe' and 0 for others.",
+        "layers 'tree', 'moe' and 'peer' and 0 for others.",
     )
     grow: float | None = setting(
         None,
