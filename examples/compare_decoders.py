@@ -42,7 +42,7 @@ def main() -> None:
     depth = int(given.shape.partition("num_hidden_layers=")[2].partition(",")[0])
     found = {"tokens": given.tokens, "lr": given.lr, "layers": depth, "runs": []}
     for seed, layer in ((seed, layer) for seed in given.seeds for layer in given.layers):
-        own = {"seed": seed, "feedforward": layer, "balance": 0.0 if layer.startswith("ultra") else 0.01}
+        own = {"seed": seed, "feedforward": layer}
         own |= {name: getattr(given, name) for name in ("data", "shape", "tokens", "lr", "grow")}
         config = PretrainConfig(**own, **MODEL, **STEPS)
         folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_seed{seed}"

@@ -213,18 +213,29 @@ def causal_table(summary: dict) -> str:
 
 
 def masked_table(summary: dict) -> str:
-    """Masked language models of several encoders, layers and budgets, as a Markdown table."""
-    heads = ["encoder", "feedforward layer", "learning rate", "tokens", "validation loss", "training time"]
+    """Masked language models of several encoders, layers and budgets, as a Markdown table.
+
+    Gain kept: of what the dense layer gains over no feedforward layer (one neuron) with as many tokens.
+    """
+    ends = {(kind(run), run["settings"]["feedforward"]): run["validation_loss"] for run in summary["runs"]}
+    heads = ["encoder", "tokens", "learning rate", "feedforward layer", "neurons", "executed", "loss", "gain kept"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for run in summary["runs"]:
-        settings = run["settings"]
-        loss, minutes = f"{run['validation_loss']:.3f}", f"{run['seconds'] / 60:.0f} min"
-        tokens = f"{run['tokens'] / 1e6:.1f} M"
-        cells = [settings["model"], settings["feedforward"], f"{settings['lr']:g}", tokens, loss, minutes]
-        lines.append("| " + " | ".join(cells) + " |")
+        settings, layers = run["settings"], int(re.findall("num_hidden_layers=([0-9]+)", run["settings"]["shape"])[0])
+        neurons, executed = (run[name] // layers for name in ("training_width", "inference_width"))
+        none, dense = (ends.get((kind(run), layer), math.nan) for layer in ("dense:width=1", "dense:width=512"))
+        gain = (none - run["validation_loss"]) / (none - dense) if dense < none else math.nan
+        cells = [settings["model"], f"{run['tokens'] / 1e6:.1f} M", f"{settings['lr']:g}", settings["feedforward"]]
+        cells += [count(neurons), count(executed), f"{run['validation_loss']:.3f}"]
+        lines.append("| " + " | ".join([*cells, "" if math.isnan(gain) else f"{100 * gain:.0f} %"]) + " |")
     versions = summary["runs"][0]["versions"]
     lines.append(f"\nOne seed; 1 thread; torch {versions['torch']}, transformers {versions['transformers']}.")
     return "\n".join(lines)
+
+
+def kind(run: dict) -> tuple:
+    """What runs share that can be compared."""
+    return tuple(run["settings"][name] for name in ("model", "tokens", "lr"))
 
 
 def speed_table(results: dict, cache: str | None) -> str:

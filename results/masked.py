@@ -1,0 +1,40 @@
+"""Put finished runs of `fastff pretrain` into results/models/masked.json: python results/masked.py RUN ..."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastff.hf.recommended import with_options
+from fastff.runs.files import write_json
+
+FILE = Path(__file__).parent / "models" / "masked.json"
+GIVEN = ("model", "feedforward", "lr", "tokens", "seed")  # a later run of the same takes the place of the former
+
+
+def read(run: Path) -> dict[str, Any]:
+    """Settings, result and curve of a run."""
+    settings, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
+    features = json.loads((run / "model" / "config.json").read_text())["hidden_size"]
+    settings |= {"feedforward": with_options(settings["feedforward"], features), "data": Path(settings["data"]).name}
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    curve = [{k: r[k] for k in ("tokens", "seconds", "validation_loss")} for r in records if "validation_loss" in r]
+    return {"settings": settings, **result, "curve": curve}
+
+
+def key(run: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(run["settings"][name] for name in GIVEN)
+
+
+def place(run: dict[str, Any]) -> tuple[str, int, float]:
+    """In the table: by encoder and budget, the best first."""
+    return run["settings"]["model"], run["settings"]["tokens"], run["validation_loss"]
+
+
+def main() -> None:
+    runs = {key(run): run for run in [*json.loads(FILE.read_text())["runs"], *map(read, map(Path, sys.argv[1:]))]}
+    write_json(FILE, {"masked": True, "runs": sorted(runs.values(), key=place)})
+
+
+if __name__ == "__main__":
+    main()
