@@ -1,4 +1,4 @@
-"""Put finished runs of `fastff pretrain` into results/models/masked.json: python results/masked.py RUN ..."""
+"""Put finished runs of `fastff pretrain` into a table: python results/masked.py results/models/masked.json RUN ..."""
 
 import json
 import sys
@@ -8,7 +8,6 @@ from typing import Any
 from fastff.hf.recommended import with_options
 from fastff.runs.files import write_json
 
-FILE = Path(__file__).parent / "models" / "masked.json"
 GIVEN = ("model", "feedforward", "lr", "tokens", "seed")  # a later run of the same takes the place of the former
 
 
@@ -32,8 +31,10 @@ def place(run: dict[str, Any]) -> tuple[str, int, float]:
 
 
 def main() -> None:
-    runs = {key(run): run for run in [*json.loads(FILE.read_text())["runs"], *map(read, map(Path, sys.argv[1:]))]}
-    write_json(FILE, {"masked": True, "runs": sorted(runs.values(), key=place)})
+    file, *new = map(Path, sys.argv[1:])
+    known = json.loads(file.read_text())["runs"] if file.exists() else []
+    runs = {key(run): run for run in [*known, *map(read, new)]}
+    write_json(file, {"masked": True, "runs": sorted(runs.values(), key=place)})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from fastff.hf.pretrain import PretrainConfig, pretrain
 from fastff.hf.text import train_tokenizer
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -88,3 +89,32 @@ def test_smollm2(tmp_path, monkeypatch, capsys):
     assert all(set(found["causal"][layer]["missed"]) == {f"model.layers.{i}.mlp" for i in (0, 1)} for layer in layers)
     table = runpy.run_path(str(RESULTS / "tables.py"))["causal_table"](found)
     assert table.count("\n| ") == 10
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_masked(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    (tmp_path / "text.txt").write_text("\n".join(" ".join(draw.choice(["bam", "cen", "dir"], 8)) for _ in range(300)))
+    shape = "hidden_size=8,num_hidden_layers=2,num_attention_heads=1"
+    given = {"data": str(tmp_path / "text.txt"), "model": "roformer", "shape": shape, "vocab_size": 100, "length": 16}
+    given |= {"start_batch": 4, "end_batch": 4, "batch_size": 4, "tokens": 128, "validation": 2}
+    layers = ("dense:width=512", "tree:depth=2,leaf_width=1", "dense:width=1")
+    runs = [tmp_path / str(i) for i in range(len(layers))]
+    for run, layer in zip(runs, layers, strict=True):
+        pretrain(PretrainConfig(feedforward=layer, **given), run, quiet=True)
+    file = tmp_path / "masked.json"
+    for new in (runs[:2], runs[1:]):  # the second call knows the first, and takes nothing twice
+        monkeypatch.setattr(sys, "argv", ["masked.py", str(file), *map(str, new)])
+        runpy.run_path(str(RESULTS / "masked.py"), run_name="__main__")
+    found = json.loads(file.read_text())
+    assert {run["settings"]["feedforward"] for run in found["runs"]} == set(layers)
+    assert str(tmp_path) not in file.read_text()
+    for run in found["runs"]:
+        run["validation_loss"] = {"dense:width=512": 3.0, "dense:width=1": 4.0}.get(
+            run["settings"]["feedforward"], 3.25
+        )
+    monkeypatch.syspath_prepend(str(RESULTS))
+    rows = runpy.run_path(str(RESULTS / "tables.py"))["masked_table"](found).splitlines()
+    cells = {row.split(" | ")[3]: row.split(" | ")[4:] for row in rows[2:5]}
+    assert cells["tree:depth=2,leaf_width=1"] == ["7", "3", "3.250", "75 % |"]
+    assert cells["dense:width=1"] == ["1", "1", "4.000", "0 % |"]

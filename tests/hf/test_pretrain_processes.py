@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_common import DDP, launch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fastff.hf.pretrain import PretrainConfig, pretrain
+from processes_common import DDP, launch
 
 KINDS = {
     "ddp": DDP,
