@@ -217,13 +217,15 @@ def masked_table(summary: dict) -> str:
 
     Gain kept: of what the dense layer gains over no feedforward layer (one neuron) with as many tokens.
     """
-    ends = {(kind(run), run["settings"]["feedforward"]): run["validation_loss"] for run in summary["runs"]}
-    heads = ["encoder", "tokens", "learning rate", "feedforward layer", "neurons", "executed", "loss", "gain kept"]
+    ends = {(*_training(run), run["settings"]["feedforward"]): run["validation_loss"] for run in summary["runs"]}
+    heads = ["encoder", "tokens", "learning rate", "feedforward layer", "neurons", "executed"]
+    heads += ["validation loss", "gain kept"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for run in summary["runs"]:
-        settings, layers = run["settings"], int(re.findall("num_hidden_layers=([0-9]+)", run["settings"]["shape"])[0])
+        settings = run["settings"]
+        layers = int(re.findall("num_hidden_layers=([0-9]+)", settings["shape"])[0])
         neurons, executed = (run[name] // layers for name in ("training_width", "inference_width"))
-        none, dense = (ends.get((kind(run), layer), math.nan) for layer in ("dense:width=1", "dense:width=512"))
+        none, dense = (ends.get((*_training(run), layer), math.nan) for layer in ("dense:width=1", "dense:width=512"))
         gain = (none - run["validation_loss"]) / (none - dense) if dense < none else math.nan
         cells = [settings["model"], f"{run['tokens'] / 1e6:.1f} M", f"{settings['lr']:g}", settings["feedforward"]]
         cells += [count(neurons), count(executed), f"{run['validation_loss']:.3f}"]
@@ -233,8 +235,8 @@ def masked_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def kind(run: dict) -> tuple:
-    """What runs share that can be compared."""
+def _training(run: dict) -> tuple:
+    """What runs have in common that differ in their feedforward layers alone."""
     return tuple(run["settings"][name] for name in ("model", "tokens", "lr"))
 
 
