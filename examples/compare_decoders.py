@@ -4,6 +4,7 @@ python examples/compare_decoders.py novels.txt --out runs/decoders --tokens 4000
 """
 
 import argparse
+import itertools
 import json
 import re
 from pathlib import Path
@@ -34,25 +35,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/decoders"))
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--shape", default="hidden_size=128,num_hidden_layers=3,num_attention_heads=4")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, nargs="+", default=[3e-3], help="each of them for every layer")
     parser.add_argument("--grow", type=float, help="share of steps in which trees grow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all of docs/results/decoders.md")
     given = parser.parse_args()
     depth = int(given.shape.partition("num_hidden_layers=")[2].partition(",")[0])
-    found = {"tokens": given.tokens, "lr": given.lr, "layers": depth, "runs": []}
-    for seed, layer in ((seed, layer) for seed in given.seeds for layer in given.layers):
-        own = {"seed": seed, "feedforward": layer}
-        own |= {name: getattr(given, name) for name in ("data", "shape", "tokens", "lr", "grow")}
+    found = {"tokens": given.tokens, "layers": depth, "runs": []}
+    for seed, lr, layer in itertools.product(given.seeds, given.lr, given.layers):
+        own = {"seed": seed, "lr": lr, "feedforward": layer}
+        own |= {name: getattr(given, name) for name in ("data", "shape", "tokens", "grow")}
         config = PretrainConfig(**own, **MODEL, **STEPS)
-        folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_seed{seed}"
+        folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_lr{lr:g}_seed{seed}"
         result = pretrain(config, folder, resume=True) | {"precisions": losses_by_precision(config, folder)}
         metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         curve = [{k: r[k] for k in ("tokens", "seconds", "validation_loss")} for r in metrics if "validation_loss" in r]
-        found["runs"].append({"layer": layer, "seed": seed, "grow": config.growth, **result, "curve": curve})
+        found["runs"].append({"layer": layer, "seed": seed, "lr": lr, "grow": config.growth, **result, "curve": curve})
         write_json(given.out / "decoders.json", found)
     for r in sorted(found["runs"], key=lambda r: r["validation_loss"]):
-        print(f"{r['layer']:60} seed {r['seed']}: validation loss {r['validation_loss']:.4f}, {r['seconds']:.0f} s")
+        trained = f"seed {r['seed']}, learning rate {r['lr']:g}, {r['seconds']:.0f} s"
+        print(f"{r['layer']:60} {trained}: validation loss {r['validation_loss']:.4f}")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def decoder_table(summary: dict) -> str:
     """Decoders that differ in their feedforward layers, as a Markdown table: validation loss as training goes on."""
     points = [row["tokens"] for row in summary["runs"][0]["curve"]]
     shown = sorted({points[len(points) * share // 4 - 1] for share in (1, 2, 4)})
-    heads = ["feedforward layer", "neurons", "executed", "share"]
+    rates = len({run["lr"] for run in summary["runs"]}) > 1
+    heads = ["feedforward layer", *(["learning rate"] if rates else []), "neurons", "executed", "share"]
     heads += [f"loss after {tokens / 1e6:.1f} M tokens" for tokens in shown]
     gain = gain_of(summary["runs"])
     heads += ["gain kept"] if gain else []
@@ -99,13 +100,14 @@ def decoder_table(summary: dict) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     layers, by_layer = summary["layers"], defaultdict(list)
     for run in summary["runs"]:
-        by_layer[run["layer"], run["grow"]].append(run)
+        by_layer[run["layer"], run["grow"], run["lr"]].append(run)
     for runs in sorted(by_layer.values(), key=lambda runs: mean(run["validation_loss"] for run in runs)):
         neurons, executed = runs[0]["training_width"], runs[0]["inference_width"]
         losses = [{row["tokens"]: row["validation_loss"] for row in run["curve"]} for run in runs]
         usual = not runs[0]["layer"].startswith("tree") or runs[0]["grow"] == usual_growth(summary["tokens"])
         growth = "" if usual else f", grow {runs[0]['grow']}"
-        cells = [runs[0]["layer"] + growth, count(neurons // layers), count(executed // layers)]
+        cells = [runs[0]["layer"] + growth, *([f"{runs[0]['lr']:g}"] if rates else [])]
+        cells += [count(neurons // layers), count(executed // layers)]
         cells += [f"{100 * executed / neurons:.1f} %"]
         cells += [plus_minus(mean_and_error([loss[tokens] for loss in losses]), digits=3) for tokens in shown]
         if gain:
@@ -128,9 +130,9 @@ def gain_of(runs: list[dict]) -> tuple[float, float] | None:
     losses = defaultdict(list)
     for run in runs:
         if run["layer"].startswith("dense:"):
-            losses[run["layer"]].append(run["validation_loss"])
-    none = [mean(found) for layer, found in losses.items() if layer.startswith("dense:width=1,")]
-    return (none[0], min(map(mean, losses.values()))) if none else None
+            losses[run["layer"], run["lr"]].append(run["validation_loss"])
+    none = [mean(found) for (layer, _), found in losses.items() if layer.startswith("dense:width=1,")]
+    return (min(none), min(map(mean, losses.values()))) if none else None
 
 
 def budget_table(summary: dict) -> str:
@@ -355,7 +357,7 @@ TABLES = {
     "equal_loss": equal_loss_table,
     "distilled": distil_table,
     "causal": causal_table,
-    "lr": decoder_table,
+    "layers": decoder_table,
     "masked": masked_table,
 }
 

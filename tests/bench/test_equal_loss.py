@@ -47,6 +47,12 @@ def test_losses_are_means_over_seeds_of_the_usual_growth(tmp_path):
     assert tree.width is None
 
 
+def test_of_several_learning_rates_the_best_counts(tmp_path):
+    rates = [(3e-3, 4.3), (1e-3, 4.1), (1e-3, 4.2), (2e-3, 4.4)]
+    path = write(tmp_path / "losses.json", *((TREE, 0.4, loss, {"lr": lr}) for lr, loss in rates))
+    assert [(layer.loss, layer.seeds) for layer in read_losses(path)] == [(pytest.approx(4.15), 2)]
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"runs": []}', '{"runs": [{"layer": 3}]}'])
 def test_another_file_is_refused(tmp_path, text):
     path = tmp_path / "losses.json"

@@ -185,15 +185,18 @@ def test_parts_of_a_model(saved: Path, tmp_path: Path) -> None:
     assert _same(encoder.encoder, t5.encoder)
 
 
-def test_merged_base(saved: Path, tmp_path: Path) -> None:
-    model = _load(saved)
+@pytest.mark.parametrize("standardise", [False, True])
+def test_merged_base(standardise: bool, saved: Path, tmp_path: Path) -> None:
+    model = replace_feedforward(_model(), f"{TREE},standardise=true") if standardise else _load(saved)
+    _logits(model.train())  # takes a batch in
+    model.eval()
     before = _logits(model)
     fastff.merge_base(model)
     model.save_pretrained(tmp_path / "1")
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "1", output_loading_info=True)
     assert not report["missing_keys"]
     assert _same(loaded, model)
-    assert all(not layer.shared_base for layer in _layers(loaded))  # type: ignore[attr-defined]
+    assert all(layer.merged for layer in _layers(loaded))  # type: ignore[attr-defined]
     assert torch.allclose(_logits(loaded), before, atol=1e-5)
     loaded.save_pretrained(tmp_path / "2")
     assert _same(_load(tmp_path / "2"), model)

@@ -241,9 +241,11 @@ def test_exported(ids: Tensor) -> None:
     torch.testing.assert_close(program.module()(input_ids=other).logits, model(other).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_merged_base_is_saved_without_it(ids: Tensor, tmp_path: Path) -> None:
-    model = make(feedforward="tree:depth=2,leaf_width=2")
-    expected, size = model(ids).logits, model.num_parameters()
+@pytest.mark.parametrize("more", ["", ",standardise=true"])
+def test_merged_base_is_saved_without_it(more: str, ids: Tensor, tmp_path: Path) -> None:
+    model = make(feedforward="tree:depth=2,leaf_width=2" + more)
+    model.train()(ids)
+    expected, size = model.eval()(ids).logits, model.num_parameters()
     fastff.merge_base(model)
     model.save_pretrained(tmp_path / "merged")
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "merged")

@@ -47,7 +47,7 @@ class KnownLayer:
 
 
 def read_losses(path: str | Path | None) -> list[KnownLayer]:
-    """What examples/compare_decoders.py wrote: layers that grew as usual, the best first.
+    """What examples/compare_decoders.py wrote: layers that grew as usual, at their best learning rates, the best first.
 
     Raises:
         ValueError: no path, or a file of another kind.
@@ -58,12 +58,13 @@ def read_losses(path: str | Path | None) -> list[KnownLayer]:
         )
     try:
         runs = json.loads(Path(path).read_text())["runs"]
-        by_layer: dict[str, list[Row]] = defaultdict(list)
+        by_rate: dict[tuple[str, float | None], list[Row]] = defaultdict(list)
         usual = max({run["grow"] for run in runs}, key=[run["grow"] for run in runs].count)
         for run in runs:
             if run["grow"] == usual:
-                by_layer[run["layer"]].append(run)
-        found = [_known(layer, of_layer) for layer, of_layer in by_layer.items()]
+                by_rate[run["layer"], run.get("lr")].append(run)
+        known = sorted((_known(layer, runs) for (layer, _), runs in by_rate.items()), key=lambda layer: layer.loss)
+        found = list({layer.text: layer for layer in reversed(known)}.values())
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"losses must be a file of examples/compare_decoders.py, got {str(path)!r}: {error}") from None
     return sorted(found, key=lambda layer: layer.loss)

@@ -1,7 +1,8 @@
 """What a layer's name means in a language model if it stands there without options."""
 
 RECOMMENDED = {
-    "tree": "depth=9,leaf_width=1,trees=16,rank={rank},contributing=false,leaf_bias=false,master_width={features}",
+    "tree": "depth=9,leaf_width=1,trees=16,rank={rank},contributing=false,leaf_bias=false,master_width={features},"
+    "standardise=true",
     "peer": "experts=8281,heads=8,top_k=4,key_features=32,rank={rank},master_width={features}",
 }
 

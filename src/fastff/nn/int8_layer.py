@@ -1,19 +1,19 @@
 """Layers whose weights can be in int8: what `fastff.quantize` makes of them, and how they run then."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastff.nn.float_buffers import FloatBuffers
 from fastff.nn.layer import autocasts_input
 from fastff.nn.routed import RoutedLayer
 from fastff.ops import Int8Shape, Int8Tree, Path, tree_int8
 
 
-class Int8Layer(RoutedLayer):
-    """A layer whose weights `quantize` turns into int8."""
+class Int8Layer(FloatBuffers, RoutedLayer):
+    """A layer whose weights `quantize` turns into int8, but for their scales."""
 
     int8: Int8Shape | None = None  # once they are
 
@@ -81,16 +81,6 @@ class Int8Layer(RoutedLayer):
     def beside(self, x: Tensor, y: Tensor) -> Tensor:
         """y with what the layer adds in float, x and y (T, ...): nothing, but where a subclass has more."""
         return y
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Layer":
-        """As of any module, but scales keep float32, whatever dtype the model is brought to."""
-        scales = {name: t for name, t in self._buffers.items() if t is not None and t.is_floating_point()}
-        super()._apply(fn, recurse)
-        for name, scale in scales.items():
-            new = self._buffers[name]
-            if new is not None and new.dtype != scale.dtype:
-                self._buffers[name] = scale.to(new.device)
-        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         stored = prefix + "in_rows" in state_dict

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastff.nn.layer import DEEPEST, one_of, uniform_, whole_number
 from fastff.nn.routing import TreeRouting
 from fastff.nn.shared import master_leaf, master_shapes, project
+from fastff.nn.standardise import Standardise
 from fastff.nn.tree_layer import TreeLayer
 from fastff.ops import GRADIENTS, Leaves, tree_feedforward
 
@@ -51,6 +52,10 @@ class TreeFeedForward(TreeLayer):
             leaf learns serves its neighbours. Until `merge_base` adds the base in, a token runs the base's hidden
             neurons beside its leaf's (on the reference backend each forward adds it to all leaves); after it
             nothing: merge before inference. A single leaf (depth 0) has no base, which would double its learning rate.
+        standardise: whether nodes and leaves see features less their running mean over tokens, by their running
+            deviation, or without a rank by one deviation for all features (`fastff.nn.standardise`). Where tokens look
+            alike, as all do early in a language model, decisions tell them apart only then. `merge_base` works it into
+            weights and biases.
         sparse: whether gradients of nodes and leaves are sparse tensors of the rows that tokens passed, as of
             `nn.Embedding(sparse=True)`; for `fastff.optim.RowwiseAdamW`. The compiled CPU kernels make them; elsewhere
             gradients are dense.
@@ -71,7 +76,10 @@ class TreeFeedForward(TreeLayer):
 
     node_weight: nn.Parameter
     node_bias: nn.Parameter
+    leaf_w1: nn.Parameter
+    leaf_b1: nn.Parameter
     projection: nn.Parameter  # if there is a rank
+    standard: Standardise | None
     levels: int  # of nodes in use: depth, but for a tree that grows (`fastff.start_growth`)
 
     def __init__(
@@ -91,6 +99,7 @@ class TreeFeedForward(TreeLayer):
         gated: bool = False,
         two_sided: bool = True,
         shared_base: bool = True,
+        standardise: bool = False,
         sparse: bool = False,
         device: Any = None,
         dtype: Any = None,
@@ -113,6 +122,8 @@ class TreeFeedForward(TreeLayer):
         K, N, L, W, S = self.trees, 2**self.depth - 1, 2**self.depth, self.leaf_width, 2 if self.two_sided else 1
         I, O, H = self.in_features, self.out_features, 2 * W if self.gated else W
         R = self.rank or I
+        standardise = one_of("standardise", standardise, (True, False))
+        self.standard = Standardise(R, alike=self.rank is None, device=device) if standardise else None
         shapes: dict[str, tuple[int, ...]] = {
             "node_weight": (K, N, R),
             "node_bias": (K, N),
@@ -135,6 +146,8 @@ class TreeFeedForward(TreeLayer):
 
     def reset_parameters(self) -> None:
         """Initialise anew."""
+        if self.standard:
+            self.standard.reset_parameters()
         with torch.no_grad():
             for name, p in self.named_parameters():
                 if name in self.zero_parameters:
@@ -168,16 +181,29 @@ class TreeFeedForward(TreeLayer):
         own = nodes * (R + O * self.contributing) + leaves * W * ((1 + self.gated) * R + O)
         return self.trees * own + (R * I if self.rank else 0) + self.master_width * (I + O)
 
+    @property
+    def merged(self) -> bool:
+        """Whether nothing is left that training alone needs, as after `merge_base`."""
+        return not self.shared_base and self.standard is None
+
     def merge_base(self) -> None:
-        """Add the shared base to the leaves, in place, and drop it: the same function, fewer parameters."""
-        if not self.shared_base:
-            return
+        """Work what training alone needs into nodes and leaves, in place: the shared base, and `standardise`.
+
+        The same function, fewer parameters. Further training would be another.
+        """
         with torch.no_grad():
-            for name in self.leaf_parameters:
-                getattr(self, name).add_(getattr(self, _base(name)))
-                delattr(self, _base(name))
-        self.parameter_names = tuple(name for name in self.parameter_names if not name.startswith("base"))
-        self.shared_base = False
+            if self.shared_base:
+                for name in self.leaf_parameters:
+                    getattr(self, name).add_(getattr(self, _base(name)))
+                    delattr(self, _base(name))
+                self.parameter_names = tuple(name for name in self.parameter_names if not name.startswith("base"))
+                self.shared_base = False
+            if self.standard:
+                scale_R, shift_R = self.standard.scale_and_shift()
+                for weight, bias in ((self.node_weight, self.node_bias), (self.leaf_w1, self.leaf_b1)):
+                    bias.add_((weight * shift_R).sum(-1))
+                    weight.mul_(scale_R)
+                self.standard = None
 
     def forward_tokens(
         self,
@@ -200,8 +226,9 @@ class TreeFeedForward(TreeLayer):
             else:
                 node_weight, node_bias, node_out, own = self._smaller_tree(node_weight, node_bias, node_out, own, base)
                 base = None
+        seen = x if projection is None else project(x, projection)
         y, path = tree_feedforward(
-            x if projection is None else project(x, projection),
+            seen if self.standard is None else self.standard(seen),
             node_weight,
             node_bias,
             node_out,
@@ -256,7 +283,8 @@ class TreeFeedForward(TreeLayer):
         return self.node_weight, self.node_bias
 
     def seen(self, x: Tensor) -> Tensor:
-        return x if self.rank is None else project(x, self.projection.to(x.dtype))
+        seen = x if self.rank is None else project(x, self.projection.to(x.dtype))
+        return seen if self.standard is None else self.standard(seen)
 
     def tree_weights(self) -> dict[str, Tensor | Leaves | None]:
         if self.levels < self.depth:
@@ -286,6 +314,7 @@ class TreeFeedForward(TreeLayer):
             f"{self.in_features}, {self.out_features}, depth={self.depth}, leaf_width={self.leaf_width}, "
             f"trees={self.trees}, activation={self.activation!r}, gradient={self.gradient!r}, "
             f"two_sided={self.two_sided}, shared_base={self.shared_base}{more}"
+            f"{', standardise=True' if self.standard else ''}"
         )
 
 

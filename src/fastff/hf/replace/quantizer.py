@@ -16,6 +16,8 @@ from fastff.hf.replace.exchange import exchange
 from fastff.nn import FeedForwardLayer, TreeFeedForward
 from fastff.nn.int8_layer import Int8Layer
 
+TRAINING = ("base_", "standard.")  # names of what files lack since `merge_base`, see `_complete`
+
 
 class FeedForwardQuantizer(HfQuantizer):
     """Replaces the feedforward layers of a model while it is loaded; afterwards nothing of it stays but the record.
@@ -35,7 +37,7 @@ class FeedForwardQuantizer(HfQuantizer):
         self._shapes = {name: {key: t.shape for key, t in _stored(layer).items()} for name, layer in _layers(model)}
         if self.pre_quantized:
             _check_size(model, self.quantization_config.layer, checkpoint_files or [])
-            model._keys_to_ignore_on_load_missing = [*(self._ignored or []), r"\.base_(w|b)[12]$"]  # see _complete
+            model._keys_to_ignore_on_load_missing = [*(self._ignored or []), *(rf"\.{name}" for name in TRAINING)]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         model._keys_to_ignore_on_load_missing = self._ignored
@@ -109,8 +111,9 @@ def _complete(name: str, layer: FeedForwardLayer, new: bool) -> None:
         return
     if new and len(missing) == len(parameters):
         layer.reset_parameters()
-    elif isinstance(layer, TreeFeedForward) and missing == {key for key in parameters if key.startswith("base_")}:
-        with torch.no_grad():  # saved after `merge_base`
+    elif isinstance(layer, TreeFeedForward) and missing == {key for key in parameters if key.startswith(TRAINING)}:
+        layer.standard = None  # saved after `merge_base`
+        with torch.no_grad():
             for key in missing:
                 parameters[key].zero_()
         layer.merge_base()

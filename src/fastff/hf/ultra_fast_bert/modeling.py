@@ -1,5 +1,6 @@
 """UltraFastBERT (P2): crammed BERT, a pre-norm encoder without biases, around any feedforward layer of `fastff.nn`."""
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -161,9 +162,12 @@ class UltraFastBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As of any Transformers model; writes a model card too, where the folder has none."""
         text = self.config.feedforward
-        merged = any(isinstance(module, TreeFeedForward) and not module.shared_base for module in self.modules())
-        if text and merged and parse_layer(text)[1].get("shared_base", True):  # since `fastff.merge_base`
-            self.config.feedforward = f"{text},shared_base=false"
+        merged = any(isinstance(module, TreeFeedForward) and module.merged for module in self.modules())
+        if text and merged:  # since `fastff.merge_base`
+            layer, given = parse_layer(text)
+            usual = inspect.signature(layer).parameters
+            gone = (name for name in ("shared_base", "standardise") if given.get(name, usual[name].default))
+            self.config.feedforward = text + "".join(f",{name}=false" for name in gone)
         self.config.int8 = any(isinstance(module, Int8Layer) and module.int8 is not None for module in self.modules())
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True) and not (Path(save_directory) / "README.md").exists():
