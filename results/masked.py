@@ -15,7 +15,8 @@ def read(run: Path) -> dict[str, Any]:
     """Settings, result and curve of a run."""
     settings, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
     features = json.loads((run / "model" / "config.json").read_text())["hidden_size"]
-    settings |= {"feedforward": with_options(settings["feedforward"], features), "data": Path(settings["data"]).name}
+    layer = with_options(settings["feedforward"], features, masked=True)
+    settings |= {"feedforward": layer, "data": Path(settings["data"]).name}
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     curve = [{k: r[k] for k in ("tokens", "seconds", "validation_loss")} for r in records if "validation_loss" in r]
     return {"settings": settings, **result, "curve": curve}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from fastff.hf import UltraFastBertConfig
@@ -215,7 +215,11 @@ def test_a_name_alone_stands_for_options_which_are_recorded(name: str, tmp_path:
     assert torch.equal(_output(AutoModelForCausalLM.from_pretrained(tmp_path)), _output(model))
     assert with_options(TREE, 32) == TREE
     bert = UltraFastBertConfig(hidden_size=32, num_attention_heads=2, feedforward=name)
-    assert said == f"{bert.feedforward},activation=silu"
+    assert bert.feedforward == with_options(name, 32, masked=True)
+    assert bert.feedforward in said
+    assert (",standardise=true" in said) == (name == "tree")
+    masked = AutoModelForMaskedLM.from_config(_config("roformer", SMALL))
+    assert "standardise" not in replace_feedforward(masked, name).config.quantization_config.layer
 
 
 def test_patterns_choose_layers() -> None:

@@ -60,15 +60,13 @@ class Standardise(FloatBuffers):
 
     @torch.no_grad()
     def _take_in(self, x_TR: Tensor) -> None:
-        mean_R = x_TR.mean(0)
-        variance_R = (x_TR - mean_R).square().mean(0)
-        new = (mean_R != self.newest).any() & mean_R.isfinite().all() & variance_R.isfinite().all()
-        batches = self.batches + 1
-        share = torch.maximum(1 / batches, torch.full_like(1 / batches, MOMENTUM))
-        step_R = mean_R - self.mean
-        # of the mixture of what was and the batch, so that batches of one token have a variance too
-        mixed_R = (1 - share) * self.variance + share * variance_R + share * (1 - share) * step_R.square()
-        self.variance.copy_(torch.where(new, mixed_R, self.variance))
-        self.mean.copy_(torch.where(new, self.mean + share * step_R, self.mean))
+        variance_R, mean_R = torch.var_mean(x_TR, 0, correction=0)
+        new = (mean_R != self.newest).any() & (mean_R + variance_R).isfinite().all()
         self.newest.copy_(torch.where(new, mean_R, self.newest))
-        self.batches.copy_(torch.where(new, batches, self.batches))
+        self.batches.add_(new)
+        share = (1 / self.batches.clamp(min=1)).clamp(min=MOMENTUM)
+        step_R = torch.where(new, mean_R - self.mean, 0)
+        change_R = torch.where(new, variance_R - self.variance, 0)
+        self.mean.add_(share * step_R)
+        # of the mixture of what was and the batch, so that batches of one token have a variance too
+        self.variance.add_(share * (change_R + (1 - share) * step_R.square()))

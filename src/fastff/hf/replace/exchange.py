@@ -61,7 +61,8 @@ def exchange(model: PreTrainedModel, config: FeedForwardConfig, partly: bool = F
         raise ValueError(f"model must have no layers of fastff yet, got one with {present!r}")
     chosen = _choose(feedforward_modules(model), config.modules, model.base_model_prefix, partly)
     features = max(function.features for function in chosen.values())
-    layer = _with_activation(with_options(config.layer, features), chosen)
+    masked = type(model).__name__.endswith("ForMaskedLM")
+    layer = _with_activation(with_options(config.layer, features, masked=masked), chosen)
     for name, function in chosen.items():
         _put(model, name, function, layer)
     return FeedForwardConfig(layer, list(chosen))

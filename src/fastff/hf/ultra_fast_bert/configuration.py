@@ -85,7 +85,7 @@ class UltraFastBertConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
         if self.feedforward is not None:
             check_layer(self.feedforward)
-            self.feedforward = with_options(self.feedforward, self.hidden_size)
+            self.feedforward = with_options(self.feedforward, self.hidden_size, masked=True)
         super().__post_init__(**kwargs)
 
     @classmethod
