@@ -345,6 +345,7 @@ def test_only_some_layers(folders, text, tmp_path):
     [
         ({"model": "none-such"}, "model 'none-such' is no folder or hub id"),
         ({"feedforward": "tee:depth=2"}, "layer must be one of"),
+        ({"feedforward": "tree:depth=2,leaf_width=1,standardise=true"}, "feedforward must not standardise, or neurons"),
         ({"objective": "sorting"}, "objective must be one of"),
         ({"layerwise": 1.5}, r"layerwise must be in \[0, 1\], got 1.5"),
         ({"others": -1.0}, "others must be a finite number of at least 0"),

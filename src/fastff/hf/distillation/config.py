@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fastff.hf.check_layer import check_layer
 from fastff.hf.pretrain.budget import BudgetSettings
+from fastff.nn import parse_layer
 from fastff.runs.options import setting
 
 OBJECTIVES = ("", "causal", "masked", "embedding")
@@ -49,6 +50,9 @@ class DistilConfig(BudgetSettings):
             raise ValueError("model must be named, got ''")
         if self.feedforward:
             check_layer(self.feedforward)
+            if self.neurons and parse_layer(self.feedforward)[1].get("standardise"):
+                given = f"neurons must be false, as pretrained ones see plain features; got {self.feedforward!r}"
+                raise ValueError(f"feedforward must not standardise, or {given}")
         if not 0 <= self.layerwise <= 1:
             raise ValueError(f"layerwise must be in [0, 1], got {self.layerwise}")
         self.check_weights("others")
