@@ -19,6 +19,7 @@ LAYERS = [
     *(f"tree:depth={depth},leaf_width=1,trees={trees}" for trees, depth in TREES),
     *(f"tree:depth=0,leaf_width={width}" for width in (56, 192)),  # two-sided neurons, no tree
     *(f"tree:depth={depth},leaf_width=1,trees=16,{CHEAP},master_width=64" for depth in (9, 11)),
+    f"tree:depth=9,leaf_width=1,trees=16,{CHEAP},master_width=128,standardise=true",
     f"tree:depth=9,leaf_width=1,trees=32,{CHEAP},master_width=128",
     *(f"peer:experts=8281,heads=8,top_k={k},key_features=32,{more}activation=gelu" for k, more in PEERS),
     *(f"dense:width={width},activation=gelu" for width in (6120, 1016, 512, 256, 128, 56, 1)),  # 1: as good as none
