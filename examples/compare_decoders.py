@@ -19,8 +19,7 @@ LAYERS = [
     *(f"tree:depth={depth},leaf_width=1,trees={trees}" for trees, depth in TREES),
     *(f"tree:depth=0,leaf_width={width}" for width in (56, 192)),  # two-sided neurons, no tree
     *(f"tree:depth={depth},leaf_width=1,trees=16,{CHEAP},master_width=64" for depth in (9, 11)),
-    f"tree:depth=9,leaf_width=1,trees=16,{CHEAP},master_width=128,standardise=true",
-    f"tree:depth=9,leaf_width=1,trees=32,{CHEAP},master_width=128",
+    *(f"tree:depth=9,leaf_width=1,trees={k},{CHEAP},master_width={m}" for k, m in ((16, "128,standardise=true"), (32, 128))),
     *(f"peer:experts=8281,heads=8,top_k={k},key_features=32,{more}activation=gelu" for k, more in PEERS),
     *(f"dense:width={width},activation=gelu" for width in (6120, 1016, 512, 256, 128, 56, 1)),  # 1: as good as none
     "ultra:depth=6,trees=8",
@@ -43,10 +42,9 @@ def main() -> None:
     given = parser.parse_args()
     depth = int(given.shape.partition("num_hidden_layers=")[2].partition(",")[0])
     found = {"tokens": given.tokens, "layers": depth, "runs": []}
+    shared = {name: getattr(given, name) for name in ("data", "shape", "tokens", "grow")}
     for seed, lr, layer in itertools.product(given.seeds, given.lr, given.layers):
-        own = {"seed": seed, "lr": lr, "feedforward": layer}
-        own |= {name: getattr(given, name) for name in ("data", "shape", "tokens", "grow")}
-        config = PretrainConfig(**own, **MODEL, **STEPS)
+        config = PretrainConfig(seed=seed, lr=lr, feedforward=layer, **shared, **MODEL, **STEPS)
         folder = given.out / f"{re.sub(r'[^a-z0-9]+', '-', layer)}_lr{lr:g}_seed{seed}"
         result = pretrain(config, folder, resume=True) | {"precisions": losses_by_precision(config, folder)}
         metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -54,8 +52,7 @@ def main() -> None:
         found["runs"].append({"layer": layer, "seed": seed, "lr": lr, "grow": config.growth, **result, "curve": curve})
         write_json(given.out / "decoders.json", found)
     for r in sorted(found["runs"], key=lambda r: r["validation_loss"]):
-        trained = f"seed {r['seed']}, learning rate {r['lr']:g}, {r['seconds']:.0f} s"
-        print(f"{r['layer']:60} {trained}: validation loss {r['validation_loss']:.4f}")
+        print(f"{r['layer']:60} seed {r['seed']}, {r['lr']:g}: validation loss {r['validation_loss']:.4f}")
 
 
 if __name__ == "__main__":
