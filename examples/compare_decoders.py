@@ -14,19 +14,20 @@ from fastff.runs.files import write_json
 
 TREES = ((8, 6), (5, 10), (8, 9), (8, 11), (8, 13), (24, 7))  # how many, of which depth
 CHEAP = "rank=64,contributing=false,leaf_bias=false"  # few rows a token
+MANY = ((16, "128,standardise=true"), (32, "128"))  # of depth 9, and dense neurons beside
 PEERS = ((10, ""), (4, "rank=64,master_width=128,"), (10, "rank=64,master_width=64,"))  # experts a head, what is cheap
 LAYERS = [
     *(f"tree:depth={depth},leaf_width=1,trees={trees}" for trees, depth in TREES),
     *(f"tree:depth=0,leaf_width={width}" for width in (56, 192)),  # two-sided neurons, no tree
     *(f"tree:depth={depth},leaf_width=1,trees=16,{CHEAP},master_width=64" for depth in (9, 11)),
-    *(f"tree:depth=9,leaf_width=1,trees={k},{CHEAP},master_width={m}" for k, m in ((16, "128,standardise=true"), (32, 128))),
+    *(f"tree:depth=9,leaf_width=1,trees={k},{CHEAP},master_width={more}" for k, more in MANY),
     *(f"peer:experts=8281,heads=8,top_k={k},key_features=32,{more}activation=gelu" for k, more in PEERS),
     *(f"dense:width={width},activation=gelu" for width in (6120, 1016, 512, 256, 128, 56, 1)),  # 1: as good as none
     "ultra:depth=6,trees=8",
     *(f"moe:experts=24,expert_width=16,activation=gelu{more}" for more in ("", ",noise=false")),
 ]
-MODEL = {"objective": "causal", "model": "llama", "vocab_size": 2048, "clip": 1.0}
-STEPS = {"start_batch": 32, "end_batch": 32, "schedule": "cosine", "weight_decay": 0.1}
+MODEL = {"objective": "causal", "model": "llama", "vocab_size": 2048, "clip": 1.0, "weight_decay": 0.1}
+STEPS = {"start_batch": 32, "end_batch": 32, "schedule": "cosine"}
 
 
 def main() -> None:
@@ -40,8 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", nargs="+", default=LAYERS, help="by default all of docs/results/decoders.md")
     given = parser.parse_args()
-    depth = int(given.shape.partition("num_hidden_layers=")[2].partition(",")[0])
-    found = {"tokens": given.tokens, "layers": depth, "runs": []}
+    found = {"tokens": given.tokens, "layers": int(re.findall(r"layers=(\d+)", given.shape)[0]), "runs": []}
     shared = {name: getattr(given, name) for name in ("data", "shape", "tokens", "grow")}
     for seed, lr, layer in itertools.product(given.seeds, given.lr, given.layers):
         config = PretrainConfig(seed=seed, lr=lr, feedforward=layer, **shared, **MODEL, **STEPS)
