@@ -52,7 +52,7 @@ def main() -> None:
         found["runs"].append({"layer": layer, "seed": seed, "lr": lr, "grow": config.growth, **result, "curve": curve})
         write_json(given.out / "decoders.json", found)
     for r in sorted(found["runs"], key=lambda r: r["validation_loss"]):
-        print(f"{r['layer']:60} seed {r['seed']}, {r['lr']:g}: validation loss {r['validation_loss']:.4f}")
+        print("{layer:60} seed {seed}, {lr:g}: validation loss {validation_loss:.4f}, {seconds:.0f} s".format_map(r))
 
 
 if __name__ == "__main__":

@@ -64,10 +64,12 @@ def read_losses(path: str | Path | None) -> list[KnownLayer]:
             if run["grow"] == usual:
                 by_rate[run["layer"], run.get("lr")].append(run)
         known = sorted((_known(layer, runs) for (layer, _), runs in by_rate.items()), key=lambda layer: layer.loss)
-        found = list({layer.text: layer for layer in reversed(known)}.values())
+        best: dict[str, KnownLayer] = {}
+        for layer in known:
+            best.setdefault(layer.text, layer)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"losses must be a file of examples/compare_decoders.py, got {str(path)!r}: {error}") from None
-    return sorted(found, key=lambda layer: layer.loss)
+    return list(best.values())
 
 
 def _known(layer: str, runs: Sequence[Row]) -> KnownLayer:

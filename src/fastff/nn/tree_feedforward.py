@@ -189,7 +189,7 @@ class TreeFeedForward(TreeLayer):
     def merge_base(self) -> None:
         """Work what training alone needs into nodes and leaves, in place: the shared base, and `standardise`.
 
-        The same function, fewer parameters. Further training would be another.
+        The same function, fewer parameters; but it would not train on as before.
         """
         with torch.no_grad():
             if self.shared_base:
@@ -226,9 +226,8 @@ class TreeFeedForward(TreeLayer):
             else:
                 node_weight, node_bias, node_out, own = self._smaller_tree(node_weight, node_bias, node_out, own, base)
                 base = None
-        seen = x if projection is None else project(x, projection)
         y, path = tree_feedforward(
-            seen if self.standard is None else self.standard(seen),
+            self._seen(x, projection),
             node_weight,
             node_bias,
             node_out,
@@ -283,7 +282,10 @@ class TreeFeedForward(TreeLayer):
         return self.node_weight, self.node_bias
 
     def seen(self, x: Tensor) -> Tensor:
-        seen = x if self.rank is None else project(x, self.projection.to(x.dtype))
+        return self._seen(x, None if self.rank is None else self.projection.to(x.dtype))
+
+    def _seen(self, x: Tensor, projection: Tensor | None) -> Tensor:
+        seen = x if projection is None else project(x, projection)
         return seen if self.standard is None else self.standard(seen)
 
     def tree_weights(self) -> dict[str, Tensor | Leaves | None]:

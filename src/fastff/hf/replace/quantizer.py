@@ -1,6 +1,7 @@
 """The part of `from_pretrained`: layers in before the weights, then a model as any other."""
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,8 @@ from fastff.hf.replace.exchange import exchange
 from fastff.nn import FeedForwardLayer, TreeFeedForward
 from fastff.nn.int8_layer import Int8Layer
 
-TRAINING = ("base_", "standard.")  # names of what files lack since `merge_base`, see `_complete`
+# What files lack since `merge_base`, see `_complete`.
+TRAINING = re.compile(r"(^|\.)(base_[wb][12]|standard\.(mean|variance|newest|batches))$")
 
 
 class FeedForwardQuantizer(HfQuantizer):
@@ -37,7 +39,7 @@ class FeedForwardQuantizer(HfQuantizer):
         self._shapes = {name: {key: t.shape for key, t in _stored(layer).items()} for name, layer in _layers(model)}
         if self.pre_quantized:
             _check_size(model, self.quantization_config.layer, checkpoint_files or [])
-            model._keys_to_ignore_on_load_missing = [*(self._ignored or []), *(rf"\.{name}" for name in TRAINING)]
+            model._keys_to_ignore_on_load_missing = [*(self._ignored or []), TRAINING.pattern]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         model._keys_to_ignore_on_load_missing = self._ignored
@@ -111,7 +113,7 @@ def _complete(name: str, layer: FeedForwardLayer, new: bool) -> None:
         return
     if new and len(missing) == len(parameters):
         layer.reset_parameters()
-    elif isinstance(layer, TreeFeedForward) and missing == {key for key in parameters if key.startswith(TRAINING)}:
+    elif isinstance(layer, TreeFeedForward) and missing == set(filter(TRAINING.search, parameters)):
         layer.standard = None  # saved after `merge_base`
         with torch.no_grad():
             for key in missing:
