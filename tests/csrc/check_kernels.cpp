@@ -182,8 +182,53 @@ static void check_tree(int64_t T_, int64_t D, int64_t I, int64_t O, int64_t S, i
   compare("grad b2", gb2, eb2, tolerance);
 }
 
+// Gated experts of one neuron, S a token, forward and backward; enough of them go through blocks of columns.
+template <class T>
+static void check_experts(int64_t T_, int64_t S, int64_t E, int64_t I, int64_t O, double tolerance) {
+  Doubles x = normal(T_ * I, 1), w1 = normal(E * I, 1 / sqrt(I)), b1 = normal(E, 0.1), w2 = normal(E * O, 0.5);
+  Doubles gate = normal(T_ * S, 1), g = normal(T_ * O, 1);
+  Stored<T> sx(x), sw1(w1), sb1(b1), sw2(w2), sgate(gate), sg(g);
+  std::vector<int64_t> index(T_ * S);
+  for (int64_t& e : index) e = generator() % E;
+
+  std::vector<T> y(T_ * O, from_float<T>(NAN));
+  std::vector<float> hidden(T_ * S);
+  IndexedForward f{};
+  f.T = T_, f.S = S, f.E = E, f.I = I, f.O = O, f.W = 1, f.activation = Activation::gelu, f.index = index.data();
+  f.x = sx.typed.data(), f.w1 = sw1.typed.data(), f.b1 = sb1.typed.data(), f.w2 = sw2.typed.data();
+  f.gate = sgate.typed.data(), f.y = y.data(), f.hidden = hidden.data();
+  indexed_forward<T>(f, pool);
+  IndexedBackward b{};
+  static_cast<Indexed&>(b) = f;
+  std::vector<T> gx(T_ * I), gw1(E * I), gb1(E), gw2(E * O), ggate(T_ * S);
+  b.grad_y = sg.typed.data(), b.hidden = hidden.data(), b.grad_x = gx.data(), b.grad_w1 = gw1.data();
+  b.grad_b1 = gb1.data(), b.grad_w2 = gw2.data(), b.grad_gate = ggate.data();
+  indexed_backward<T>(b, pool);
+
+  Doubles ey(T_ * O), ex(T_ * I), ew1(E * I), eb1(E), ew2(E * O), egate(T_ * S);
+  for (int64_t t = 0; t < T_; t++)
+    for (int64_t s = 0; s < S; s++) {
+      int64_t e = index[t * S + s];
+      double z = dot(&x[t * I], &w1[e * I], I) + b1[e], factor = gate[t * S + s], worth = dot(&g[t * O], &w2[e * O], O);
+      double slope = worth * factor * gelu_slope(z);
+      egate[t * S + s] = worth * gelu(z);
+      eb1[e] += slope;
+      for (int64_t i = 0; i < I; i++) ex[t * I + i] += slope * w1[e * I + i], ew1[e * I + i] += slope * x[t * I + i];
+      for (int64_t o = 0; o < O; o++)
+        ey[t * O + o] += factor * gelu(z) * w2[e * O + o], ew2[e * O + o] += factor * gelu(z) * g[t * O + o];
+    }
+  compare("experts", y, ey, tolerance);
+  compare("gradient of x through experts", gx, ex, tolerance);
+  compare("gradient of experts' w1", gw1, ew1, tolerance);
+  compare("gradient of experts' b1", gb1, eb1, tolerance);
+  compare("gradient of experts' w2", gw2, ew2, tolerance);
+  compare("gradient of gates", ggate, egate, tolerance);
+}
+
 template <class T>
 static void check_all(double tolerance) {
+  check_experts<T>(30, 3, 20, 33, 70, tolerance);
+  check_experts<T>(800, 30, 7600, 40, 75, tolerance);
   check_tree<T>(40, 4, 37, 50, 1, 0, 0, tolerance);
   check_tree<T>(300, 8, 64, 9, 2, 3, 2, tolerance);
   check_tree<T>(9, 3, 100, 131, 0, 2, 1, tolerance);
@@ -355,6 +400,21 @@ static void check_keys(int64_t Q, int64_t n, int64_t F, int64_t k) {
   }
   compare("score", score, best, 2e-6);
   compare("pair", std::vector<float>(pair.begin(), pair.end()), Doubles(right.begin(), right.end()), 0);
+
+  Doubles g = normal(Q * k, 1), grad_query(Q * F), grad_keys(n * F);
+  Stored<float> sg(g);
+  std::vector<float> gq(Q * F), gk(n * F);
+  product_keys_backward({Q, n, F, k, sg.typed.data(), sq.typed.data(), sk.typed.data(), pair.data(), gq.data(), gk.data()},
+                        pool);
+  for (int64_t p = 0; p < Q * k; p++)
+    for (int64_t half = 0, f = F / 2; half < 2; half++)
+      for (int64_t i = 0; i < f; i++) {
+        int64_t q = p / k * F + half * f + i, key = (half ? n + pair[p] % n : pair[p] / n) * f + i;
+        grad_query[q] += g[p] * keys[key];
+        grad_keys[key] += g[p] * query[q];
+      }
+  compare("gradient of queries", gq, grad_query, 2e-6);
+  compare("gradient of keys", gk, grad_keys, 2e-6);
 }
 
 int main() {
@@ -372,6 +432,7 @@ int main() {
   check_rows(40, 37, 60);
   check_keys(37, 13, 10, 6);
   check_keys(5, 3, 2, 9);
+  check_keys(300, 5, 70, 3);
   printf("%d failures\n", failures);
   return failures;
 }

@@ -218,8 +218,11 @@ def test_a_name_alone_stands_for_options_which_are_recorded(name: str, tmp_path:
     assert bert.feedforward == with_options(name, 32, masked=True)
     assert bert.feedforward in said
     assert (",standardise=true" in said) == (name == "tree")
-    masked = AutoModelForMaskedLM.from_config(_config("roformer", SMALL))
-    assert "standardise" not in replace_feedforward(masked, name).config.quantization_config.layer
+    for kind in (AutoModelForMaskedLM, AutoModel):
+        masked = kind.from_config(_config("roformer", SMALL))
+        assert "standardise" not in replace_feedforward(masked, name).config.quantization_config.layer
+    decoder = AutoModelForCausalLM.from_config(_config("roformer", SMALL | {"is_decoder": True}))
+    assert ("standardise" in replace_feedforward(decoder, name).config.quantization_config.layer) == (name == "tree")
 
 
 def test_patterns_choose_layers() -> None:

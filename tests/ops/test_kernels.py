@@ -84,6 +84,12 @@ def test_indexed_equals_the_reference(case):
     check_indexed(case)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("features", "gated", "bias"), [((70, 130), False, False), ((130, 70), True, True)])
+def test_so_many_small_experts_that_columns_are_gone_through_in_blocks(dtype, features, gated, bias):
+    check_indexed(Indexed(900, 30, 9000, 1, *features, dtype=dtype, gated=gated, bias=bias))
+
+
 GPU_TREES = [  # several blocks, sorted and few tokens, wide and narrow leaves, sums in parts
     Tree(70, 33, 34, 2, 3, 3, "S=2", True, "gelu", "exact", leaf_rows=2),
     Tree(20, 9, 70, 1, 5, 1, "S=2", False, "silu", "exact"),

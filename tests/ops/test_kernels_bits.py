@@ -85,6 +85,25 @@ def test_a_row_through_experts_does_not_depend_on_the_rows_around_it(indexed_arg
         assert torch.equal(indexed_feedforward(x[one], index[one], *weights, gate=gate[one]), expected[one])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_of_columns_change_no_bit(indexed_arguments, set_threads, dtype):
+    """Many tokens through many small experts go through blocks of columns, few do not."""
+
+    def run(rows: Any) -> tuple[Tensor, Tensor]:
+        x_ = x.detach()[rows].requires_grad_()
+        y = indexed_feedforward(x_, index[rows], w1, b1, w2)
+        return y, torch.autograd.grad(y, x_, direction[rows])[0]
+
+    x, index, w1, b1, w2, _, _ = indexed_arguments(900, 30, 9000, 1, 70, 130, dtype=dtype)
+    direction = torch.randn(900, 130).to(dtype)
+    set_threads(1)
+    expected = run(slice(None))
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        for rows in (slice(None), slice(0, 1), slice(600, 800), torch.randint(900, (100,))):
+            assert_rows(list(run(rows)), list(expected), rows)
+
+
 def all_gradients(y: Tensor, arguments: list[Any]) -> list[Tensor]:
     tensors: list[Tensor] = []
     for a in arguments:

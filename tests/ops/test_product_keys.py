@@ -59,10 +59,30 @@ def test_gradients_equal_those_of_the_definition(shape, n, features, count):
             score, _ = product_keys(query, keys, count)
         weight = torch.linspace(0.5, 2, score.numel()).view_as(score)
         first = torch.autograd.grad((weight * score.square()).mean(), (query, keys), create_graph=True)
-        return [*first, *torch.autograd.grad(sum(g.square().mean() for g in first), (query, keys))]
+        second = torch.autograd.grad(sum(g.square().mean() for g in first), (query, keys))
+        with use_backend(name):
+            squares = [product_keys(query, keys, count)[0].square().sum() for _ in range(2)]
+        alone = [torch.autograd.grad(s, t)[0] for s, t in zip(squares, (query, keys), strict=True)]
+        return [*first, *second, *alone]
 
     for found, expected in zip(gradients("cpu"), gradients("reference"), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels")
+def test_gradients_repeat_whatever_the_number_of_threads():
+    query, keys = (t.requires_grad_() for t in make((9000,), 33, 10))  # parts of more queries than the least
+    before, runs = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        runs.append(torch.autograd.grad(product_keys(query, keys, 7)[0].square().sum(), (query, keys)))
+    torch.set_num_threads(before)
+    with use_backend("reference"):
+        expected = torch.autograd.grad(product_keys(query, keys, 7)[0].square().sum(), (query, keys))
+    for found, right in zip(runs[0], expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-3)
+    for run in runs[1:]:
+        assert all(torch.equal(found, first) for found, first in zip(run, runs[0], strict=True))
 
 
 @pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels")
@@ -70,6 +90,10 @@ def test_the_operator_passes_opcheck():
     for queries in (9, 0):
         query, keys = (t.requires_grad_() for t in make((queries,), 5, 4))
         torch.library.opcheck(torch.ops.fastff.product_keys, (query, keys, 3))
+        score, pair = product_keys(query.detach(), keys.detach(), 3)
+        for needs in range(4):
+            arguments = (score, query.detach(), keys.detach(), pair, needs)
+            torch.library.opcheck(torch.ops.fastff.product_keys_backward, arguments)
 
 
 def test_layout_and_neighbours_do_not_matter(backend):

@@ -132,6 +132,13 @@ struct ProductKeys {
   int64_t* pair;       // (Q, k): n times the first half's key, plus the second's
 };
 
+struct ProductKeysBackward {
+  int64_t Q, n, F, k;
+  const float *grad, *query, *keys;  // grad (Q, k), of the scores
+  const int64_t* pair;
+  float *grad_query, *grad_keys;  // null where none is asked for
+};
+
 // Rows (R, E) of a parameter under AdamW; some are stepped, or brought up to date; see fastff/optim/rows.py.
 struct AdamWRows {
   int64_t R, E, U;
@@ -155,6 +162,7 @@ struct Kernels {
   void (*indexed_forward[kDTypes])(const IndexedForward&, const Pool&);
   void (*indexed_backward[kDTypes])(const IndexedBackward&, const Pool&);
   void (*product_keys)(const ProductKeys&, const Pool&);  // float32
+  void (*product_keys_backward)(const ProductKeysBackward&, const Pool&);
   void (*adamw_rows)(const AdamWRows&, const Pool&);  // float32
 };
 

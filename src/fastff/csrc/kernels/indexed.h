@@ -4,6 +4,7 @@
 #include "block.h"
 #include "outer.h"
 #include "sort.h"
+#include "sparse.h"
 
 namespace FASTFF_ISA {
 
@@ -14,6 +15,43 @@ constexpr int64_t kNarrowExpert = 8;  // neurons
 inline bool token_by_token(const Indexed& a) { return a.S > 1 && a.W <= kNarrowExpert; }
 // Whether sums over experts are made in one go, so that they are rounded once anyway.
 inline bool sums_at_once(const Indexed& a) { return a.S <= 1 || (token_by_token(a) && a.S <= kBlock); }
+
+// The rows of all entries, `each` of an expert.
+inline void expert_rows(const Indexed& a, int64_t each, int32_t* row) {
+  for (int64_t i = 0; i < a.T * a.S; i++)
+    for (int64_t w = 0; w < each; w++) row[i * each + w] = int32_t(a.index[i] * each + w);
+}
+
+// Whether it is worth it to go through the experts' rows by blocks of columns: all of them lie beyond the L2 cache, a block
+// does not. It does not depend on the tokens, so that bits of products do not.
+template <class T>
+inline bool by_columns(const Indexed& a, const Rows<T>& rows) {
+  int64_t bytes = a.E * rows.W * int64_t(sizeof(T));
+  return token_by_token(a) && bytes * rows.n > kRowsInCache && bytes * kGroup <= 2 * kRowsInCache;
+}
+// The same for sums, of which few are taken row by row, in the same order.
+template <class T>
+inline bool sums_by_columns(const Indexed& a, const Rows<T>& rows) {
+  return by_columns(a, rows) && a.T * a.S >= 3 * a.E;
+}
+
+// By blocks of columns, out[entry * W + w] = x[token] . row w of the entry's expert.
+template <class T>
+inline void entry_products(const Indexed& a, const T* x, const Rows<T>& rows, float* out, const Pool& pool) {
+  Scratch<const T*> token(a.T);
+  Scratch<int32_t> row(a.T * a.S * rows.W);
+  for (int64_t t = 0; t < a.T; t++) token[t] = x + t * rows.n;
+  expert_rows(a, rows.W, row);
+  SparseProducts<T>(token, a.T, rows.weight, a.E * rows.W, rows.n).run(row, a.S * rows.W, out, pool);
+}
+
+// By blocks of columns, y[token] = sum over its entries of factor[entry * W + w] times row w of the entry's expert.
+template <class T, class Y>
+inline void sum_entries(const Indexed& a, const Rows<T>& rows, const float* factor, Y* y, const Pool& pool) {
+  Scratch<int32_t> row(a.T * a.S * rows.W);
+  expert_rows(a, rows.W, row);
+  sparse_sums(rows.weight, a.E * rows.W, rows.n, (const int32_t*)row, factor, a.T, a.S * rows.W, y, pool);
+}
 
 // All entries (token t and choice s, t * S + s) in blocks, calling f(block, entry). Those of a token come in the order of
 // its choices, one after the other in a block, or in blocks that no two threads work on at once.
@@ -85,20 +123,25 @@ void indexed_forward(const IndexedForward& a, Y* y, const Pool& pool) {
   int64_t W = a.W, H = a.H(), O = a.O;
   const Rows<T> w1{(const T*)a.w1, (const T*)a.b1, nullptr, nullptr, H, a.I};
   const Rows<T> w2{(const T*)a.w2, nullptr, nullptr, nullptr, W, O}, b2{(const T*)a.b2, nullptr, nullptr, nullptr, 1, O};
+  bool later = !a.b2 && sums_by_columns(a, w2);  // whether outputs are summed when all that they are made of is known
+  Scratch<float> active(later ? a.T * a.S * W : 0);
   for_expert_blocks(a, (const T*)a.x, a.I, pool, [&](const Block<T>& b, const int64_t* entries) {
     Scratch<float> z(b.n * H), hidden(b.n * W), gate(b.n);
-    row_dots(b, w1, z, token_by_token(a) ? w2 : Rows<T>{});
+    row_dots(b, w1, z, token_by_token(a) && !later ? w2 : Rows<T>{});
     for (int i = 0; a.hidden && i < b.n; i++) copy(a.hidden + entries[i] * H, z + i * H, H);
     expert_amplitudes(a, z, b.n, hidden, nullptr);
     for (int i = 0; i < b.n; i++) {
       gate[i] = gate_of<T>(a, entries[i]);
       for (int64_t w = 0; w < W; w++) hidden[i * W + w] *= gate[i] * mask_of<T>(a, entries[i] * W + w);
+      if (later) copy(active + entries[i] * W, hidden + i * W, W);
     }
+    if (later) return;
     add_entries(a, b, entries, y, O, [&](auto& columns, int i, int64_t c) {
       add_rows(columns, w2, b.key[i], c, hidden + i * W);
       if (a.b2) add_rows(columns, b2, b.key[i], c, gate + i);
     });
   });
+  if (later) sum_entries(a, w2, (const float*)active, y, pool);
 }
 
 template <class T>
@@ -116,11 +159,17 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
   const Rows<T> w1{(const T*)a.w1, nullptr, nullptr, nullptr, H, I};
   const Rows<T> w2{(const T*)a.w2, nullptr, nullptr, nullptr, W, a.O}, b2{(const T*)a.b2, nullptr, nullptr, nullptr, 1, a.O};
   Scratch<float> grad_hidden(entries * H), active(entries * W), gate(entries);
+  bool before = by_columns(a, w2), later = grad_x && sums_by_columns(a, w1);
+  Scratch<float> products(before ? entries * W : 0);  // of grad_y with output rows, if they are taken before all else
+  if (before) entry_products(a, (const T*)a.grad_y, w2, products, pool);
   for_expert_blocks(a, (const T*)a.grad_y, a.O, pool, [&](const Block<T>& b, const int64_t* entry) {
     Scratch<float> hidden(b.n * H), value(b.n * W), slope(b.n * H), grad_active(b.n * W), out(b.n);
     for (int i = 0; i < b.n; i++) copy(hidden + i * H, a.hidden + entry[i] * H, H);
     expert_amplitudes(a, hidden, b.n, value, slope);
-    row_dots(b, w2, grad_active, grad_x && token_by_token(a) ? w1 : Rows<T>{});
+    if (before)
+      for (int i = 0; i < b.n; i++) copy(grad_active + i * W, products + entry[i] * W, W);
+    else
+      row_dots(b, w2, grad_active, grad_x && !later && token_by_token(a) ? w1 : Rows<T>{});
     if (a.b2)
       row_dots(b, b2, out);
     else
@@ -136,11 +185,14 @@ void indexed_backward(const IndexedBackward& a, X* grad_x, const Pool& pool) {
       }
       if (a.grad_gate) ((T*)a.grad_gate)[e] = from_float<T>(out[i]);
     }
-    if (!grad_x) return;
+    if (!grad_x || later) return;
     add_entries(a, b, entry, grad_x, I, [&](auto& columns, int i, int64_t c) {
       add_rows(columns, w1, b.key[i], c, grad_hidden + entry[i] * H);
     });
   });
+
+  if (later) sum_entries(a, w1, (const float*)grad_hidden, grad_x, pool);
+  if (!a.grad_w1 && !a.grad_b1 && !a.grad_w2 && !a.grad_b2) return;
 
   Scratch<int32_t> order(entries);
   Scratch<int64_t> code(entries);

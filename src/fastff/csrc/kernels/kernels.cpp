@@ -15,5 +15,5 @@ using namespace fastff;
 extern const Kernels kernels;
 const Kernels kernels = {FASTFF_NAME(FASTFF_ISA), FASTFF_EACH(tree_forward), FASTFF_EACH(tree_backward),
                          FASTFF_EACH(tree_int8), FASTFF_EACH(indexed_forward), FASTFF_EACH(indexed_backward),
-                         product_keys, adamw_rows};
+                         product_keys, product_keys_backward, adamw_rows};
 }  // namespace FASTFF_ISA

@@ -89,4 +89,47 @@ inline void product_keys(const ProductKeys& a, const Pool& pool) {
   });
 }
 
+// to += factor * from, n of each.
+inline void add_scaled(float* to, const float* from, float factor, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Vec sum = load_as<Vec>(to + i) + factor * load_as<Vec>(from + i);
+    memcpy(to + i, &sum, sizeof sum);
+  }
+  for (; i < n; i++) to[i] += factor * from[i];
+}
+
+// Of the chosen pairs alone: each adds either key to a half of its query's gradient and that half to the key's. Keys have
+// sums of their own in each of at most 64 parts of the queries, added up in one order whatever the number of threads.
+inline void product_keys_backward(const ProductKeysBackward& a, const Pool& pool) {
+  constexpr int64_t kParts = 64, kQueries = 128;
+  int64_t half = a.F / 2, keys = 2 * a.n * half, size = most(kQueries, divide_up(a.Q, kParts));
+  int64_t parts = divide_up(a.Q, size);
+  Scratch<float> sums(a.grad_keys ? parts * keys : 0);
+  for_each(pool, parts, [&](int64_t part) {
+    float* sum = sums + part * keys;
+    if (a.grad_keys) memset(sum, 0, keys * sizeof(float));
+    for (int64_t q = part * size; q < least((part + 1) * size, a.Q); q++) {
+      const float* query = a.query + q * a.F;
+      float* grad_query = a.grad_query ? a.grad_query + q * a.F : nullptr;
+      if (grad_query) memset(grad_query, 0, a.F * sizeof(float));
+      for (int64_t p = q * a.k; p < (q + 1) * a.k; p++) {
+        uint32_t pair = uint32_t(a.pair[p]), n = uint32_t(a.n);
+        int64_t first = pair / n * half, second = (n + pair % n) * half;
+        if (grad_query) {
+          add_scaled(grad_query, a.keys + first, a.grad[p], half);
+          add_scaled(grad_query + half, a.keys + second, a.grad[p], half);
+        }
+        if (a.grad_keys) {
+          add_scaled(sum + first, query, a.grad[p], half);
+          add_scaled(sum + second, query + half, a.grad[p], half);
+        }
+      }
+    }
+  });
+  if (!a.grad_keys) return;
+  memset(a.grad_keys, 0, keys * sizeof(float));
+  for (int64_t part = 0; part < parts; part++) add_scaled(a.grad_keys, sums + part * keys, 1.0f, keys);
+}
+
 }  // namespace FASTFF_ISA

@@ -1,11 +1,11 @@
-// Products of tokens with rows, each token with some of them: a dense product of which few entries are wanted.
+// Few rows of many for each token: products with them, and sums of them.
 //
-// Row by row, nearly every product of many tokens would fetch its row, or its token, from the L3 cache. So the columns are
-// gone through in blocks: a block of all rows is copied to lie together and fits the L2 cache, a token's columns stay in
-// registers while its rows pass, and rows and tokens are read from afar once. Few tokens read the rows where they are, in
-// the same order of additions.
+// Row by row, nearly every one of many tokens would fetch its rows from the L3 cache. So the columns are gone through in
+// blocks: a block of all rows is copied to lie together and fits the L2 cache, a token's columns stay in registers while
+// its rows pass, and rows and tokens are read from afar once.
 #pragma once
 
+#include "columns.h"
 #include "pool.h"
 #include "vec.h"
 
@@ -19,6 +19,32 @@ inline bool fits_blocks(int64_t rows) {
   return rows * kGroup * int64_t(sizeof(T)) <= kRowsInCache;
 }
 
+constexpr int64_t kRowsAhead = 16, kRowsTogether = 256;  // tokens, or rows
+
+// Up to G groups, of which `width` elements are there and the rest zeros.
+template <int G, class T>
+inline void read(const T* p, int64_t width, Group (&to)[G]) {
+  for (int g = 0; g < G; g++) {
+    int64_t left = width - g * kGroup;
+    to[g] = left >= kGroup ? load(p + g * kGroup) : left > 0 ? load_part(p + g * kGroup, int(left)) : Group{};
+  }
+}
+
+// G groups of columns from `begin` on, of all of `number` rows of n, to lie together.
+template <int G, class T>
+inline void pack(const T* rows, int64_t number, int64_t n, int64_t begin, T* packed, const Pool& pool) {
+  int64_t width = least(G * kGroup, n - begin);
+  for_each(pool, divide_up(number, kRowsTogether), [&](int64_t task) {
+    for (int64_t r = task * kRowsTogether; r < least((task + 1) * kRowsTogether, number); r++) {
+      prefetch_row(rows + least(r + kRowsAhead, number - 1) * n + begin, width * sizeof(T));
+      Group part[G];
+      read(rows + r * n + begin, width, part);
+      for (int g = 0; g < G; g++) store(packed + (r * G + g) * kGroup, part[g]);
+    }
+  });
+}
+
+// Products of tokens with their rows. Few tokens read the rows where they are, in the same order of additions.
 template <class T>
 class SparseProducts {
  public:
@@ -36,12 +62,10 @@ class SparseProducts {
   }
 
  private:
-  static constexpr int64_t kAhead = 16, kTogether = 256;  // tokens, or rows
-
   template <int G>
   void run(const int32_t* row, int64_t each, float* out, const Pool& pool) const {
     constexpr int64_t kColumns = G * kGroup;
-    if (tokens_ * each < 4 * number_) {
+    if (tokens_ * each < 3 * number_) {
       for_each(pool, tokens_, [&](int64_t t) {
         for (int64_t i = 0; t + 1 < tokens_ && i < each; i++)
           prefetch_row(rows_ + row[(t + 1) * each + i] * n_, n_ * sizeof(T));
@@ -53,17 +77,10 @@ class SparseProducts {
     Scratch<T> packed(number_ * kColumns);
     for (int64_t begin = 0; begin < n_; begin += kColumns) {
       int64_t bytes = width<G>(begin) * sizeof(T);
-      for_each(pool, divide_up(number_, kTogether), [&](int64_t task) {
-        for (int64_t r = task * kTogether; r < least((task + 1) * kTogether, number_); r++) {
-          prefetch_row(rows_ + least(r + kAhead, number_ - 1) * n_ + begin, bytes);
-          Group part[G];
-          read(rows_ + r * n_ + begin, width<G>(begin), part);
-          for (int g = 0; g < G; g++) store(packed + r * kColumns + g * kGroup, part[g]);
-        }
-      });
-      for_each(pool, divide_up(tokens_, kTogether), [&](int64_t task) {
-        for (int64_t t = task * kTogether; t < least((task + 1) * kTogether, tokens_); t++) {
-          prefetch_row(x_[least(t + kAhead, tokens_ - 1)] + begin, bytes);
+      pack<G>(rows_, number_, n_, begin, (T*)packed, pool);
+      for_each(pool, divide_up(tokens_, kRowsTogether), [&](int64_t task) {
+        for (int64_t t = task * kRowsTogether; t < least((task + 1) * kRowsTogether, tokens_); t++) {
+          prefetch_row(x_[least(t + kRowsAhead, tokens_ - 1)] + begin, bytes);
           columns<G>(t, begin, (const T*)packed, kColumns, row + t * each, each, out + t * each);
         }
       });
@@ -73,14 +90,6 @@ class SparseProducts {
   template <int G>
   int64_t width(int64_t begin) const {
     return least(G * kGroup, n_ - begin);
-  }
-
-  template <int G>
-  static void read(const T* p, int64_t width, Group (&to)[G]) {
-    for (int g = 0; g < G; g++) {
-      int64_t left = width - g * kGroup;
-      to[g] = left >= kGroup ? load(p + g * kGroup) : left > 0 ? load_part(p + g * kGroup, int(left)) : Group{};
-    }
   }
 
   // Adds what columns from `begin` on give to the products of token t; `rows` are these columns, `stride` apart.
@@ -129,5 +138,27 @@ class SparseProducts {
   const T* rows_;
   int64_t number_, n_;
 };
+
+// y[t] = sum over i of factor[t * each + i] rows[row[t * each + i]]; rows (number, n), y (tokens, n). A column's sum is
+// taken in the order of i.
+template <class T, class Y>
+void sparse_sums(const T* rows, int64_t number, int64_t n, const int32_t* row, const float* factor, int64_t tokens,
+                 int64_t each, Y* y, const Pool& pool) {
+  Scratch<T> packed(number * kGroup);
+  for (int64_t begin = 0; begin < n; begin += kGroup) {
+    pack<1>(rows, number, n, begin, (T*)packed, pool);
+    for_each(pool, divide_up(tokens, kRowsTogether), [&](int64_t task) {
+      for (int64_t t = task * kRowsTogether; t < least((task + 1) * kRowsTogether, tokens); t++) {
+        Columns<1> sum{};
+        for (int64_t i = t * each; i < (t + 1) * each; i++) sum.add(packed + row[i] * kGroup, factor[i]);
+        Y* target = row_of(y, t, n) + begin;
+        if (begin + kGroup <= n)
+          sum.write(target);
+        else
+          store_part(target, sum.sum[0], int(n - begin));
+      }
+    });
+  }
+}
 
 }  // namespace FASTFF_ISA

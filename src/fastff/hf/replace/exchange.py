@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from fastff.hf.recommended import with_options
 from fastff.hf.replace.config import METHOD, FeedForwardConfig
@@ -61,11 +61,15 @@ def exchange(model: PreTrainedModel, config: FeedForwardConfig, partly: bool = F
         raise ValueError(f"model must have no layers of fastff yet, got one with {present!r}")
     chosen = _choose(feedforward_modules(model), config.modules, model.base_model_prefix, partly)
     features = max(function.features for function in chosen.values())
-    masked = type(model).__name__.endswith("ForMaskedLM")
-    layer = _with_activation(with_options(config.layer, features, masked=masked), chosen)
+    layer = _with_activation(with_options(config.layer, features, masked=_sees_both_sides(model)), chosen)
     for name, function in chosen.items():
         _put(model, name, function, layer)
     return FeedForwardConfig(layer, list(chosen))
+
+
+def _sees_both_sides(model: PreTrainedModel) -> bool:
+    """Whether `model`, with whatever head, is of a kind that is trained on masked tokens, and no decoder."""
+    return type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model.config, "is_decoder", False)
 
 
 def _own_config(model: PreTrainedModel) -> Any:
