@@ -65,10 +65,10 @@ def test_compare_decoders(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"It was the night number {n}, and the wind was cold." for n in range(20_000)))
     every = runpy.run_path(str(EXAMPLES / "compare_decoders.py"))["LAYERS"]
-    widths = {layer: build_layer(layer, 128, device="meta").training_width for layer in every}
-    assert len(widths) == len(every) == 25
-    layers = [layer for layer in every if widths[layer] < 32_000]  # those above write gigabytes
-    assert len(layers) == 22
+    assert all(build_layer(layer, 128, device="meta") for layer in every)
+    assert len(set(every)) == 25
+    layers = list({layer.split(":")[0]: layer for layer in every}.values())  # the last of each kind
+    assert len(layers) == 5
     arguments = (text, "--out", tmp_path / "out", "--tokens", "20000", "--seeds", "0", "3", "--layers", *layers)
     out = run("compare_decoders.py", *arguments)
     shown = [line.split()[0] for line in out.splitlines() if " validation loss " in line and line[:4] != "step"]
