@@ -182,7 +182,7 @@ static void check_tree(int64_t T_, int64_t D, int64_t I, int64_t O, int64_t S, i
   compare("grad b2", gb2, eb2, tolerance);
 }
 
-// Gated experts of one neuron, S a token, forward and backward; enough of them go through blocks of columns.
+// Experts of one neuron, S a token, each weighed by a gate, forward and backward; enough of them go through blocks of columns.
 template <class T>
 static void check_experts(int64_t T_, int64_t S, int64_t E, int64_t I, int64_t O, double tolerance) {
   Doubles x = normal(T_ * I, 1), w1 = normal(E * I, 1 / sqrt(I)), b1 = normal(E, 0.1), w2 = normal(E * O, 0.5);

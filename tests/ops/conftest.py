@@ -70,6 +70,13 @@ def indexed_arguments() -> Callable[..., list[Tensor]]:
 
 
 @pytest.fixture
+def set_threads() -> Iterator[Any]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def poisoned() -> Iterator[None]:
     """New tensors hold NaN, or the largest integer."""
     torch.use_deterministic_algorithms(True)

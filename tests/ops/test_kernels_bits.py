@@ -1,6 +1,5 @@
 """The compiled operators give the same bits whatever lies around a row, and however many threads there are."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,13 +25,6 @@ TREES = [
     (600, 20, 130, 2, 4, 9, 2),
     (2900, 6, 70, 3, 9, 3, 2),
 ]
-
-
-@pytest.fixture
-def set_threads() -> Iterator[Any]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def tree_rows(x: Tensor, weights: list[Any]) -> list[Tensor]:

@@ -70,13 +70,12 @@ def test_gradients_equal_those_of_the_definition(shape, n, features, count):
 
 
 @pytest.mark.skipif(instruction_set() is None, reason="this installation lacks the compiled kernels")
-def test_gradients_repeat_whatever_the_number_of_threads():
+def test_gradients_repeat_whatever_the_number_of_threads(set_threads):
     query, keys = (t.requires_grad_() for t in make((9000,), 33, 10))  # parts of more queries than the least
-    before, runs = torch.get_num_threads(), []
+    runs = []
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         runs.append(torch.autograd.grad(product_keys(query, keys, 7)[0].square().sum(), (query, keys)))
-    torch.set_num_threads(before)
     with use_backend("reference"):
         expected = torch.autograd.grad(product_keys(query, keys, 7)[0].square().sum(), (query, keys))
     for found, right in zip(runs[0], expected, strict=True):

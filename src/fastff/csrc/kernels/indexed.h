@@ -32,7 +32,7 @@ inline bool by_columns(const Indexed& a, const Rows<T>& rows) {
 // The same for sums, of which few are taken row by row, in the same order.
 template <class T>
 inline bool sums_by_columns(const Indexed& a, const Rows<T>& rows) {
-  return by_columns(a, rows) && a.T * a.S >= 3 * a.E;
+  return by_columns(a, rows) && worth_packing(a.T * a.S, a.E);
 }
 
 // By blocks of columns, out[entry * W + w] = x[token] . row w of the entry's expert.

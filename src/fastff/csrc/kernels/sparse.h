@@ -19,6 +19,9 @@ inline bool fits_blocks(int64_t rows) {
   return rows * kGroup * int64_t(sizeof(T)) <= kRowsInCache;
 }
 
+// Whether rows are read so often that it is worth it to copy them.
+inline bool worth_packing(int64_t reads, int64_t rows) { return reads >= 3 * rows; }
+
 constexpr int64_t kRowsAhead = 16, kRowsTogether = 256;  // tokens, or rows
 
 // Up to G groups, of which `width` elements are there and the rest zeros.
@@ -65,7 +68,7 @@ class SparseProducts {
   template <int G>
   void run(const int32_t* row, int64_t each, float* out, const Pool& pool) const {
     constexpr int64_t kColumns = G * kGroup;
-    if (tokens_ * each < 3 * number_) {
+    if (!worth_packing(tokens_ * each, number_)) {
       for_each(pool, tokens_, [&](int64_t t) {
         for (int64_t i = 0; t + 1 < tokens_ && i < each; i++)
           prefetch_row(rows_ + row[(t + 1) * each + i] * n_, n_ * sizeof(T));
